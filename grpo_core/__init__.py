@@ -1,0 +1,64 @@
+"""GRPO post-training of language models: one small loop, every role a pip-installable plugin.
+
+Everything public is importable from here and is loaded on first use, so that ``import grpo_core``
+costs nothing and reaches neither torch nor pydantic.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "BuildContext": "grpo_core.protocols",
+    "EvaluationSettings": "grpo_core.settings",
+    "LoraSettings": "grpo_core.settings",
+    "ModelSettings": "grpo_core.settings",
+    "OptimizerSettings": "grpo_core.settings",
+    "Policy": "grpo_core.policy",
+    "Run": "grpo_core.trainer",
+    "SamplingParams": "grpo_core.settings",
+    "TrainSettings": "grpo_core.settings",
+    "hookimpl": "grpo_core.hookspecs",
+    "load_run": "grpo_core.run",
+    "train": "grpo_core.trainer",
+}
+
+__all__ = [
+    "BuildContext",
+    "EvaluationSettings",
+    "LoraSettings",
+    "ModelSettings",
+    "OptimizerSettings",
+    "Policy",
+    "Run",
+    "SamplingParams",
+    "TrainSettings",
+    "__version__",
+    "hookimpl",
+    "load_run",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from grpo_core.hookspecs import hookimpl
+    from grpo_core.policy import Policy
+    from grpo_core.protocols import BuildContext
+    from grpo_core.run import load_run
+    from grpo_core.settings import (
+        EvaluationSettings,
+        LoraSettings,
+        ModelSettings,
+        OptimizerSettings,
+        SamplingParams,
+        TrainSettings,
+    )
+    from grpo_core.trainer import Run, train
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'grpo_core' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -1,0 +1,137 @@
+"""One rollout batch, several minibatches and passes: who is trained on, when, at what weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from grpo_core.aggregation import token_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from grpo_core.types import Aggregation, Rollout
+
+SumOverRanks = Callable[[list[int]], list[int]]
+
+
+@dataclass(kw_only=True)
+class RolloutBatch:
+    """The rollouts of a step on this rank with all that the update needs to know of them."""
+
+    rollouts: Sequence[Rollout]
+    advantages_B: Tensor
+    """float64, one per rollout."""
+    ref_logprobs: Sequence[Tensor] | None
+    """``(action_count,)`` per rollout; ``None`` when no term needs a reference."""
+    plan: Sequence[tuple[int, ...]]
+    """The rows of each optimizer step, in order, over all passes."""
+    weights: Sequence[Tensor]
+    """float64, the token weight of each row of ``plan``."""
+    old_logprobs: list[Tensor | None] = field(default_factory=list)
+    """Log-probs under the policy as it was before the first optimizer step; ``None`` while they
+    are not known yet. Those of the first minibatch are known for free, from its own forward."""
+
+    def __post_init__(self) -> None:
+        self.old_logprobs = self.old_logprobs or [None] * len(self.rollouts)
+
+    def minibatches(self) -> Iterator[Minibatch]:
+        """One per optimizer step."""
+        for position, (rows, weights) in enumerate(zip(self.plan, self.weights, strict=True)):
+            yield Minibatch(batch=self, rows=rows, weights_B=weights, first=position == 0)
+
+    @property
+    def rows_trained_later(self) -> list[int]:
+        """Rollouts that are first trained on when the policy has already moved."""
+        first = set(self.plan[0])
+        return [i for i in range(len(self.rollouts)) if i not in first]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Minibatch:
+    """What one optimizer step is made of."""
+
+    batch: RolloutBatch
+    rows: tuple[int, ...]
+    """Indices into ``batch.rollouts``."""
+    weights_B: Tensor
+    """float64, the weight of every action token of each row."""
+    first: bool
+    """The policy has not moved since these rollouts were sampled."""
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        return [self.batch.rollouts[i] for i in self.rows]
+
+
+def plan_minibatches(
+    groups: Sequence[int], *, minibatches: int, passes: int, seed: tuple[int, ...]
+) -> list[tuple[int, ...]]:
+    """Deal whole groups to optimizer steps, in another order for every pass.
+
+    Args:
+        groups: the group of each rollout on this rank.
+        minibatches: optimizer steps per pass; divides the number of groups.
+        passes: passes over the batch.
+        seed: what the order depends on, ``(seed, step, rank)``.
+
+    Returns:
+        ``passes * minibatches`` tuples of row indices.
+    """
+    rows_of: dict[int, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows_of.setdefault(group, []).append(row)
+    names = list(rows_of)
+    size = len(names) // minibatches
+    plan = []
+    for current in range(passes):
+        order = permutation(len(names), (*seed, current))
+        for start in range(0, size * minibatches, size):
+            chosen = sorted(order[start : start + size])
+            plan.append(tuple(row for i in chosen for row in rows_of[names[i]]))
+    return plan
+
+
+def plan_weights(
+    plan: Sequence[Sequence[int]],
+    action_counts: Sequence[int],
+    aggregation: Aggregation,
+    *,
+    max_tokens: int,
+    ranks: int,
+    sum_over_ranks: SumOverRanks,
+) -> list[Tensor]:
+    """Token weights of every optimizer step, normalised over all microbatches and ranks.
+
+    Multiplied by the number of ranks, because data parallelism averages gradients over them.
+    """
+    counts = [torch.tensor([action_counts[i] for i in rows]) for rows in plan]
+    local = [int(c.sum()) for c in counts] + [len(rows) for rows in plan]
+    totals = sum_over_ranks(local)
+    return [
+        ranks
+        * token_weights(
+            aggregation,
+            count,
+            total_tokens=tokens,
+            total_rollouts=rollouts,
+            max_tokens=max_tokens,
+        )
+        for count, tokens, rollouts in zip(
+            counts, totals[: len(plan)], totals[len(plan) :], strict=True
+        )
+    ]
+
+
+def permutation(size: int, seed: tuple[int, ...]) -> list[int]:
+    """A permutation of ``range(size)`` that depends on ``seed`` alone."""
+    generator = torch.Generator()
+    mixed = 0
+    for part in seed:
+        # Steele et al. 2014 (SplitMix64): nearby seeds must not give related permutations.
+        mixed = ((mixed ^ part) * 0xBF58476D1CE4E5B9 + 0x9E3779B97F4A7C15) & (2**63 - 1)
+    generator.manual_seed(mixed)
+    return torch.randperm(size, generator=generator).tolist()

@@ -1,0 +1,27 @@
+"""Which first-party package offers what, so that an error can say what to install.
+
+A test compares this table with what the packages really register.
+"""
+
+from __future__ import annotations
+
+from grpo_core.plugins.registrar import Role
+
+FIRST_PARTY: dict[str, dict[Role, tuple[str, ...]]] = {
+    "grpo-generator-hf": {"generator": ("hf",)},
+    "grpo-losses": {
+        "loss": ("dapo", "dr-grpo", "grpo"),
+        "advantage": ("batch", "group", "none"),
+    },
+    "grpo-references": {"reference": ("adapter-off", "frozen", "none")},
+    "grpo-rewards": {"reward": ("exact-answer", "think-format")},
+    "grpo-savers": {"saver": ("rollouts", "safetensors")},
+}
+
+
+def provider_of(role: Role, name: str) -> str | None:
+    """The first-party distribution that offers ``name`` for ``role``, if any does."""
+    for distribution, offers in FIRST_PARTY.items():
+        if name in offers.get(role, ()):
+            return distribution
+    return None

@@ -1,0 +1,90 @@
+"""A transformers model seen as what GRPO needs of it: log-probs and entropies of action tokens."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from grpo_core.policy.head import token_logprobs
+from grpo_core.policy.layouts import ModelInputs
+from grpo_core.policy.model import base_of, head_transform
+
+logger = logging.getLogger(__name__)
+
+
+class PolicyModule(nn.Module):
+    """Wraps a causal model so that one ``forward`` gives flat log-probs and entropies.
+
+    It is this module that Accelerate prepares: data parallelism hooks into ``forward``, and
+    calling the backbone past it would leave the ranks' gradients apart without a word.
+    """
+
+    def __init__(self, model: nn.Module, *, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.model = model
+        self._transform = replace(head_transform(model), temperature=temperature)
+        self.fused = self._head_is_known()
+        if not self.fused:
+            logger.warning(
+                "%s does something to its logits that is not known here: whole logits are "
+                "computed instead of fused tiles, which needs more memory",
+                type(base_of(model)).__name__,
+            )
+
+    def forward(self, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """Log-probs of the action tokens and entropies at their positions, ``(N,)`` each, nats."""
+        if not self.fused:
+            return self._from_logits(inputs)
+        hidden = self._hidden(inputs.model_kwargs)
+        head = self._head()
+        return token_logprobs(
+            hidden.flatten(0, 1).index_select(0, inputs.predict_index_N),
+            cast("Tensor", head.weight),
+            cast("Tensor | None", getattr(head, "bias", None)),
+            inputs.target_N,
+            self._transform,
+        )
+
+    def _hidden(self, model_kwargs: dict[str, Tensor]) -> Tensor:
+        return cast("Tensor", base_of(self.model).base_model(**model_kwargs, use_cache=False)[0])
+
+    def _head(self) -> nn.Module:
+        return cast("nn.Module", base_of(self.model).get_output_embeddings())
+
+    def _from_logits(self, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        logits = base_of(self.model)(**inputs.model_kwargs, use_cache=False).logits
+        rows = logits.flatten(0, 1).index_select(0, inputs.predict_index_N)
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        logp = (rows / self._transform.temperature).log_softmax(-1)
+        entropy = -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
+        return logp.gather(1, inputs.target_N[:, None]).squeeze(1), entropy
+
+    @torch.no_grad()
+    def _head_is_known(self) -> bool:
+        """Whether backbone, head and transform reproduce the model's own logits on a few tokens.
+
+        An architecture with a scale, a cap, an adapter or a norm in its head that is not known
+        here would otherwise train on log-probs of another distribution than it samples from.
+        """
+        base = base_of(self.model)
+        head = base.get_output_embeddings()
+        if type(head) is not nn.Linear or base.base_model is base:
+            return False
+        device = head.weight.device
+        ids = torch.arange(8, device=device)[None] % head.weight.shape[0]
+        training = self.model.training
+        self.model.eval()
+        try:
+            expected = base(input_ids=ids, use_cache=False).logits
+            hidden = self._hidden({"input_ids": ids})
+        finally:
+            self.model.train(training)
+        found = replace(self._transform, temperature=1.0).apply(head(hidden))
+        tolerance = 0.05 if found.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        return found.shape == expected.shape and torch.allclose(
+            found.float(), expected.float(), rtol=tolerance, atol=tolerance
+        )

@@ -1,0 +1,202 @@
+"""The roles of a run as typed Protocols: this file is the contract that plugins implement.
+
+A role's variant is built once, by ``Target(config, context)`` (see ``grpo_core.plugins.build``)
+or by the user, and then called as an ordinary object. Authors raise ordinary exceptions; the
+framework adds which plugin and which call they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from grpo_core.settings import ModelSettings
+    from grpo_core.types import (
+        ActionTokens,
+        AdvantageRequest,
+        AdvantageResult,
+        GeneratedGroup,
+        GenerateRequest,
+        LossOutput,
+        Prompt,
+        RewardOutcome,
+        Rollout,
+        RolloutRequest,
+        SaveRequest,
+        ScoreRequest,
+        WeightUpdate,
+    )
+
+RewardFunction = Callable[..., Any]
+"""TRL's convention: ``fn(prompts, completions, completion_ids, **columns)`` returning one
+``float`` or ``None`` per completion, plain or ``async``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildContext:
+    """What a component may know of the run it is built for.
+
+    Example: ``BuildContext(role="reward", name="exact-answer", seed=0, run_dir=Path("runs/a"))``.
+    """
+
+    role: str
+    name: str
+    seed: int
+    run_dir: Path | None
+    """Where a component may write; ``None`` while a config is only being checked."""
+
+
+class PolicyHandle(Protocol):
+    """What references, savers and generators may do with the policy."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The unwrapped model, a ``PreTrainedModel`` or a ``PeftModel``."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every id that ends a completion: the generation config's and the tokenizer's."""
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps done."""
+
+    @property
+    def settings(self) -> ModelSettings: ...
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files."""
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether LoRA adapters are being trained in place of all weights."""
+
+    def logprobs(self, rollouts: Sequence[Rollout], model: nn.Module | None = None) -> list[Tensor]:
+        """Log-probs of each rollout's action tokens, without gradient, at the sampling
+        temperature, under the policy or under another ``model`` of the same tokenizer.
+
+        Returns one float tensor of shape ``(action_count,)`` per rollout, on the policy's device.
+        """
+
+    def adapter_disabled(self) -> AbstractContextManager[None]:
+        """The base model alone, within the context; raises ``ConfigError`` without an adapter."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Where prompts come from.
+
+    The sequences may be lazy; the core draws indices from them by the run's seed. Optionally
+    ``rewards() -> Sequence[RewardProvider | RewardFunction]`` brings the task's own rewards,
+    used when the config names none.
+    """
+
+    def train_prompts(self) -> Sequence[Prompt]: ...
+
+    def eval_prompts(self) -> Sequence[Prompt]:
+        """Held-out prompts; empty when the task has none."""
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Completions for prompts, each token with the log-prob it was sampled with."""
+
+    def sync(self, update: WeightUpdate) -> int:
+        """Take over new weights; return the ``policy_version`` now held, read back from where
+        sampling will happen, not echoed. Called before the first request and whenever the
+        policy has changed."""
+
+    def generate(self, request: GenerateRequest) -> Iterator[GeneratedGroup]:
+        """Yield one group per prompt, in whatever order they finish."""
+
+    def close(self) -> None:
+        """Release everything; called once at the end, also after errors."""
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """Turns a generator's completions into whole rollouts."""
+
+    def rollouts(
+        self, request: RolloutRequest, generator: Generator
+    ) -> Iterator[Sequence[Rollout]]:
+        """Yield one whole group at a time, in whatever order they finish."""
+
+
+@runtime_checkable
+class RewardProvider(Protocol):
+    """Scores rollouts. Plain functions in TRL's convention are adapted to this."""
+
+    @property
+    def name(self) -> str:
+        """How metrics and errors call it: ``"exact-answer"``."""
+
+    def score(
+        self, request: ScoreRequest
+    ) -> Sequence[RewardOutcome] | Awaitable[Sequence[RewardOutcome]]:
+        """One outcome per rollout, in order. Async providers are awaited together."""
+
+
+@runtime_checkable
+class Advantage(Protocol):
+    """Rewards to advantages, over the rollouts of all ranks."""
+
+    def __call__(self, request: AdvantageRequest) -> AdvantageResult: ...
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A per-token objective to minimise.
+
+    ``needs`` (a ``frozenset`` of ``grpo_core.types.Need``) says what the core must compute for
+    it, ``aggregation`` (``grpo_core.types.Aggregation``) how its tokens are averaged; a plain
+    function without them needs nothing and takes ``token-mean``.
+    """
+
+    def __call__(self, tokens: ActionTokens) -> LossOutput: ...
+
+
+@runtime_checkable
+class Reference(Protocol):
+    """Where reference log-probs come from, and when the reference moves."""
+
+    def start(self, policy: PolicyHandle) -> None:
+        """Called once, before the first optimizer step; raise ``ConfigError`` if it cannot be."""
+
+    def logprobs(self, rollouts: Sequence[Rollout]) -> list[Tensor] | None:
+        """One tensor of shape ``(action_count,)`` per rollout; ``None`` means no reference."""
+
+    def step_end(self, step: int) -> None:
+        """The policy has finished its updates of this step; the reference may follow."""
+
+
+@runtime_checkable
+class Saver(Protocol):
+    """What leaves the run. May also be an observer of lifecycle events."""
+
+    def save(self, request: SaveRequest) -> Path | None:
+        """Write completely or not at all; return what was written, or ``None`` if not concerned."""
+
+
+Observer = object
+"""Any object with lifecycle methods marked ``@grpo_core.hookimpl``; see ``grpo_core.hookspecs``."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Components that carry state between steps and want it in checkpoints."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

@@ -1,0 +1,145 @@
+"""Plain functions as reward providers: TRL's convention, unchanged.
+
+``fn(prompts, completions, completion_ids, **columns) -> list[float | None]``, sync or async. All
+arguments are passed by name, one entry per completion; a function that does not take ``**kwargs``
+gets those it names.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from grpo_core.errors import ConfigError, RewardError
+from grpo_core.protocols import RewardFunction, RewardProvider
+from grpo_core.types import Abstained, RewardOutcome, Rollout, ScoreRequest, Value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reward:
+    """A provider with what the run does with its scores.
+
+    Example: ``Reward(provider=exact_match, weight=0.5)``.
+    """
+
+    provider: RewardProvider | RewardFunction
+    weight: float = 1.0
+    """Rewards are summed with these weights."""
+    label: str | None = None
+    """Its name in metrics and errors; the provider's own when ``None``."""
+    on_error: Literal["stop", "drop"] = "stop"
+    """``drop`` takes a failed outcome out of its group and counts it in ``reward/<name>/failed``;
+    a step in which nothing succeeded stops the run all the same."""
+    source: str | None = None
+    """The distribution and version it came from, for errors."""
+
+
+class CallableReward:
+    """A function in TRL's convention, seen as a ``RewardProvider``."""
+
+    def __init__(self, function: RewardFunction) -> None:
+        """Raises ``ConfigError`` when ``function`` cannot be called."""
+        if not callable(function):
+            raise ConfigError(
+                f"a reward must be callable or have a score method, not {type(function).__name__}"
+            )
+        self._function = function
+        self._accepts = _accepted(function)
+        self.is_async = _is_async(function)
+
+    @property
+    def name(self) -> str:
+        function: Any = self._function
+        while isinstance(function, functools.partial):
+            function = function.func
+        name = getattr(function, "__name__", None)
+        return str(name) if name else type(function).__name__
+
+    def score(self, request: ScoreRequest) -> Any:
+        """One outcome per rollout, or an awaitable of them."""
+        arguments = _arguments(request.rollouts_B)
+        if self._accepts is not None:
+            arguments = {k: v for k, v in arguments.items() if k in self._accepts}
+        answer = self._function(**arguments)
+        if inspect.isawaitable(answer):
+            return _awaited(answer)
+        return as_outcomes(answer)
+
+
+async def _awaited(answer: Any) -> list[RewardOutcome]:
+    return as_outcomes(await answer)
+
+
+def as_provider(reward: RewardProvider | RewardFunction) -> RewardProvider:
+    """The object itself if it has ``score``, else a function's adapter."""
+    if hasattr(reward, "score"):
+        return cast("RewardProvider", reward)
+    return CallableReward(reward)
+
+
+def as_outcomes(answer: object) -> list[RewardOutcome]:
+    """Numbers, ``None`` and outcomes to outcomes.
+
+    Raises:
+        RewardError: not a sequence (a dict would be read as its keys), or an entry that is no
+            number; says which entry.
+    """
+    if hasattr(answer, "tolist"):
+        answer = cast("Any", answer).tolist()
+    if not isinstance(answer, Sequence) or isinstance(answer, str):
+        raise RewardError(f"returned a {type(answer).__name__}, not a list of numbers or None")
+    return [_as_outcome(index, entry) for index, entry in enumerate(answer)]
+
+
+def _as_outcome(index: int, entry: object) -> RewardOutcome:
+    if entry is None:
+        return Abstained()
+    if isinstance(entry, RewardOutcome):
+        return entry
+    if hasattr(entry, "item"):
+        entry = cast("Any", entry).item()
+    if not isinstance(entry, (int, float)):
+        raise RewardError(
+            f"returned {entry!r} ({type(entry).__name__}) for completion {index}; expected a "
+            "number or None"
+        )
+    return Value(value=float(entry))
+
+
+def _arguments(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    columns = {name: None for r in rollouts for name in r.prompt.columns}
+    extras = {name: None for r in rollouts for name in r.extra}
+    return {
+        **{name: [r.extra.get(name) for r in rollouts] for name in extras},
+        **{name: [r.prompt.columns.get(name) for r in rollouts] for name in columns},
+        "prompts": [_prompt_content(r) for r in rollouts],
+        "completions": [r.completion for r in rollouts],
+        "completion_ids": [list(r.token_ids) for r in rollouts],
+    }
+
+
+def _prompt_content(rollout: Rollout) -> Any:
+    content = rollout.prompt.content
+    return content if isinstance(content, str) else [dict(message) for message in content]
+
+
+def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
+    """The argument names that a function takes; ``None`` when it takes any."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY)
+
+
+def _is_async(function: Any) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )

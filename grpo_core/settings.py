@@ -1,0 +1,132 @@
+"""The plain numbers of a run: pydantic models used by the config and by the Python API alike.
+
+Defaults name their source. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Frozen, and a misspelt key is an error instead of a default that nobody asked for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LoraSettings(Settings):
+    """LoRA adapters (arXiv 2106.09685) by PEFT. Dropout is left out on purpose: it would make
+    the ratio of a policy to itself differ from 1."""
+
+    r: int = Field(16, ge=1, description="Rank of the adapters.")
+    alpha: float = Field(32.0, gt=0, description="Scale; the update is multiplied by alpha / r.")
+    target_modules: str | tuple[str, ...] = Field(
+        "all-linear", description="Module names to adapt, or PEFT's 'all-linear'."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (arXiv 2312.03732).")
+
+
+class ModelSettings(Settings):
+    """The policy: where it comes from, and in which numbers it is computed."""
+
+    path: str = Field(description="A folder, or a Hugging Face Hub id.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        "auto", description="Of the weights; auto is float32, so that small updates are not lost."
+    )
+    mixed_precision: Literal["auto", "no", "bf16"] = Field(
+        "auto", description="Autocast; auto is bf16 on GPUs that have it, else no."
+    )
+    attn_implementation: str | None = Field(
+        None, description="As in transformers: sdpa, eager, flash_attention_2 ..."
+    )
+    trust_remote_code: bool = Field(False, description="Run Python code from the model's folder.")
+    gradient_checkpointing: bool = Field(False, description="Less memory for about 1/3 more time.")
+    init_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments for from_pretrained."
+    )
+    chat_template: str | None = Field(None, description="A Jinja file in place of the tokenizer's.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to the template, e.g. {enable_thinking: false}."
+    )
+    layout: Literal["auto", "padded"] = Field(
+        "auto", description="How rollouts are laid out for the model."
+    )
+    lora: LoraSettings | None = Field(None, description="Train adapters in place of all weights.")
+
+
+class OptimizerSettings(Settings):
+    """AdamW (arXiv 1711.05101) with warm-up, a schedule and gradient clipping."""
+
+    learning_rate: float = Field(1e-6, gt=0, description="Peak rate (TRL's default).")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decay rates.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's denominator term.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled; not applied to 1-d weights.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Of the rate after warm-up; linear and cosine end at 0."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients above this norm are scaled.")
+
+
+class SamplingParams(Settings):
+    """How completions are drawn. The trainer's log-probs use the same temperature."""
+
+    temperature: float = Field(1.0, ge=0, description="0 takes the most likely token.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus (arXiv 1904.09751); 1 is off.")
+    top_k: int = Field(0, ge=0, description="Keep the k most likely tokens; 0 is off.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Keep tokens above this share of the most likely; 0 is off."
+    )
+    repetition_penalty: float = Field(1.0, gt=0, description="CTRL (arXiv 1909.05858); 1 is off.")
+    max_tokens: int = Field(256, ge=1, description="Completion tokens, the end token included.")
+    stop: tuple[str, ...] = Field((), description="Strings that end a completion.")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are drawn from another distribution than softmax(logits / T)."""
+        return (self.top_p, self.top_k, self.min_p, self.repetition_penalty) != (1.0, 0, 0.0, 1.0)
+
+
+class TrainSettings(Settings):
+    """How much, of what size. Everything else is derived, and printed at the start."""
+
+    steps: int = Field(description="Rollout batches.", ge=1)
+    prompts_per_step: int = Field(8, ge=1, description="Prompts sampled per step, over all ranks.")
+    group_size: int = Field(8, ge=1, description="Completions per prompt (TRL: num_generations).")
+    minibatches_per_step: int = Field(
+        1, ge=1, description="Optimizer steps per pass over a rollout batch."
+    )
+    passes_per_step: int = Field(
+        1, ge=1, description="Passes over a rollout batch (TRL: num_iterations)."
+    )
+    tokens_per_microbatch: int = Field(
+        16384, ge=1, description="Most tokens, padding included, in one forward pass."
+    )
+    seed: int = Field(0, ge=0, description="Of everything random in the run.")
+    max_sampler_mismatch: float | None = Field(
+        0.05,
+        gt=0,
+        description="Stop when the KL from sampler to trainer on the first minibatch passes this "
+        "(nats per token); null never stops. Measured: 1e-9 in one process in float32.",
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainSettings:
+        if self.prompts_per_step % self.minibatches_per_step:
+            raise ValueError(
+                f"prompts_per_step ({self.prompts_per_step}) must be a multiple of "
+                f"minibatches_per_step ({self.minibatches_per_step}): groups stay whole"
+            )
+        return self
+
+
+class EvaluationSettings(Settings):
+    """Held-out prompts, sampled as in training and greedily, scored by the same rewards."""
+
+    every: int = Field(0, ge=0, description="Steps between evaluations; 0 is only start and end.")
+    prompts: int = Field(256, ge=1, description="At most this many of the task's eval prompts.")
+    sampled: bool = Field(True, description="With the run's sampling settings.")
+    greedy: bool = Field(True, description="Also at temperature 0.")

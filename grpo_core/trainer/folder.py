@@ -1,0 +1,76 @@
+"""The run folder: claimed by one run, described before the first step."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grpo_core.errors import ConfigError, RunExistsError
+
+LOCK = ".lock"
+CONFIG = "config.yaml"
+COMPONENTS = "components.json"
+
+
+@contextmanager
+def claim_folder(folder: Path) -> Iterator[None]:
+    """Make the folder and hold it until the block ends.
+
+    Raises:
+        RunExistsError: it holds a run already, or another process is using it.
+        ConfigError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"output folder {str(folder)!r} cannot be written: {error}") from error
+    with lock:
+        _lock(lock.fileno(), folder)
+        if (folder / CONFIG).exists():
+            raise RunExistsError(
+                f"output folder {str(folder)!r} already holds a run; choose another with --output, "
+                "or move the old one away"
+            )
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: the check for an existing run is all there is.
+        return
+    try:
+        # The kernel drops it however the process ends, so a killed run never blocks the next.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise RunExistsError(
+            f"output folder {str(folder)!r} is in use by another run; choose another with --output"
+        ) from error
+
+
+def write_description(
+    folder: Path, config: Mapping[str, Any], manifest: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write what this run is: its resolved config and the components in use."""
+    write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    write_text(folder / COMPONENTS, json.dumps(list(manifest), indent=2, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is complete or absent, whenever the process is killed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,97 @@
+"""The metrics of a step, from rollouts, rewards and action tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from grpo_core.types import Abstained, AdvantageRequest, Failed, Rollout, ScoredRollouts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from grpo_core.metrics import StepMetrics
+    from grpo_core.policy import MicroBatch
+    from grpo_core.types import ActionTokens, LossOutput
+
+
+def observe_lengths(
+    metrics: StepMetrics, rollouts: Sequence[Rollout], prefix: str = "length"
+) -> None:
+    """Completion lengths in tokens, of all and of those that ended by themselves."""
+    lengths = [float(len(r.token_ids)) for r in rollouts]
+    metrics.mean(f"{prefix}/mean", lengths)
+    metrics.extremes(prefix, lengths)
+    metrics.mean(
+        f"{prefix}/finished_mean", [float(len(r.token_ids)) for r in rollouts if not r.truncated]
+    )
+    metrics.mean(f"{prefix}/truncated_share", [float(r.truncated) for r in rollouts])
+
+
+def observe_rewards(metrics: StepMetrics, scored: ScoredRollouts) -> None:
+    """Per provider: mean over the rollouts that have a value, and what happened to the others."""
+    for name, outcomes, values in zip(
+        scored.providers_F, scored.outcomes_F_B, scored.values_F_B(), strict=True
+    ):
+        present = [v for v in values if v == v]
+        metrics.mean(f"reward/{name}/mean", present)
+        metrics.mean(f"reward/{name}/square", [v * v for v in present])
+        metrics.mean(f"reward/{name}/failed", [float(isinstance(o, Failed)) for o in outcomes])
+        metrics.mean(
+            f"reward/{name}/abstained", [float(isinstance(o, Abstained)) for o in outcomes]
+        )
+
+
+def observe_totals(metrics: StepMetrics, request: AdvantageRequest, advantages_B: Tensor) -> None:
+    """Weighted reward, advantage, and the share of groups whose rewards are all the same.
+
+    Called on the main rank alone, with the rollouts of all ranks.
+    """
+    rewards_F_B, group_B = request.rewards_F_B, request.group_B
+    totals_B = (rewards_F_B * request.weights_F[:, None]).nansum(0)
+    totals_B[rewards_F_B.isnan().all(0)] = torch.nan
+    present = totals_B[~totals_B.isnan()]
+    metrics.mean("reward/mean", present)
+    metrics.mean("reward/std", float(present.std()) if len(present) > 1 else 0.0)
+    metrics.mean("advantage/mean", advantages_B)
+    metrics.mean("advantage/std", float(advantages_B.std()) if len(advantages_B) > 1 else 0.0)
+    groups = int(group_B.max()) + 1
+    infinity = torch.full((groups,), torch.inf, dtype=torch.float64)
+    low = infinity.scatter_reduce(0, group_B, totals_B.nan_to_num(torch.inf), "amin")
+    high = (-infinity).scatter_reduce(0, group_B, totals_B.nan_to_num(-torch.inf), "amax")
+    metrics.mean("group/no_signal", (high <= low).double())
+
+
+def observe_tokens(
+    metrics: StepMetrics, micro: MicroBatch, tokens: ActionTokens, out: LossOutput
+) -> None:
+    """Everything that the forward pass of a microbatch tells, on the side."""
+    weighted = (out.loss_N.detach() * micro.weights_N).sum()
+    metrics.sum("loss/total", float(weighted))
+    logprobs_N = tokens.logprobs_N.detach()
+    metrics.mean("entropy/mean", tokens.entropy_N)
+    ratio_N = (logprobs_N - tokens.old_logprobs_N).exp()
+    metrics.mean("ratio/mean", ratio_N)
+    metrics.extremes("ratio", ratio_N)
+    if tokens.ref_logprobs_N is not None:
+        metrics.mean("kl/reference", kl_k3(logprobs_N, tokens.ref_logprobs_N))
+    if micro.minibatch.first:
+        # The policy has not moved yet: trainer and sampler should agree on every token.
+        difference_N = (tokens.old_logprobs_N - tokens.sampling_logprobs_N).abs()
+        metrics.mean("ratio/sampler_mismatch", difference_N)
+        if len(difference_N):
+            metrics.maximum("ratio/sampler_mismatch_max", float(difference_N.max()))
+        metrics.mean(
+            "ratio/sampler_mismatch_kl", kl_k3(tokens.sampling_logprobs_N, tokens.old_logprobs_N)
+        )
+    for name, values in out.metrics.items():
+        metrics.mean(name, values)
+
+
+def kl_k3(sampled_N: Tensor, other_N: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(sampled || other) per token, from tokens drawn from the first:
+    ``r - 1 - log r`` with ``r = other / sampled``; never negative."""
+    log_ratio_N = other_N - sampled_N
+    return log_ratio_N.expm1() - log_ratio_N

@@ -1,0 +1,437 @@
+"""A run: one object per role, and the verbs of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from grpo_core.attribution import attributed, describe
+from grpo_core.batching import Minibatch, RolloutBatch, plan_minibatches, plan_weights
+from grpo_core.builtin.single_turn import SingleTurn
+from grpo_core.errors import PluginError, SyncError
+from grpo_core.hooks import Lifecycle
+from grpo_core.metrics import StepMetrics
+from grpo_core.rewards import Reward
+from grpo_core.scoring import Scorer
+from grpo_core.settings import SamplingParams
+from grpo_core.trainer.observe import (
+    observe_lengths,
+    observe_rewards,
+    observe_tokens,
+    observe_totals,
+)
+from grpo_core.trainer.prompts import PromptStream, encode_checked
+from grpo_core.trainer.session import Session
+from grpo_core.types import (
+    AdvantageRequest,
+    GenerateRequest,
+    Need,
+    Prompt,
+    Rollout,
+    RolloutRequest,
+    RolloutsScored,
+    ScoredRollouts,
+    WeightsSynced,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from grpo_core.policy import MicroBatch, Policy
+    from grpo_core.protocols import (
+        Advantage,
+        Environment,
+        Generator,
+        Loss,
+        Reference,
+        RewardFunction,
+        RewardProvider,
+        Saver,
+        Task,
+    )
+    from grpo_core.settings import EvaluationSettings, TrainSettings
+    from grpo_core.types import ActionTokens, Aggregation, LossOutput
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What came of a run."""
+
+    status: Literal["finished", "interrupted"]
+    steps_done: int
+    run_dir: Path
+    history: Sequence[Mapping[str, float]]
+    """The metrics of every step."""
+    evaluations: Sequence[Mapping[str, float]]
+    """The metrics of every evaluation, with the number of steps done as ``step``."""
+    artifacts: Mapping[str, Path]
+    """What lies where."""
+
+
+class Run:
+    """One object per role; ``train(run)`` does the rest.
+
+    ``grpo_core.load_run`` builds one from a config; by hand::
+
+        run = Run(
+            policy=Policy(ModelSettings(path="Qwen/Qwen3-0.6B")),
+            task=DatasetTask(DatasetConfig(path="train.jsonl")),
+            generator=HFGenerator(),
+            rewards=[my_function],
+            advantage=GroupAdvantage(),
+            loss=DAPO(),
+            settings=TrainSettings(steps=100),
+            output="runs/first",
+        )
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        task: Task,
+        generator: Generator,
+        advantage: Advantage,
+        loss: Loss,
+        settings: TrainSettings,
+        output: str | Path,
+        rewards: Sequence[Reward | RewardProvider | RewardFunction] = (),
+        sampling: SamplingParams | None = None,
+        environment: Environment | None = None,
+        reference: Reference | None = None,
+        savers: Sequence[Saver] = (),
+        observers: Sequence[object] = (),
+        evaluation: EvaluationSettings | None = None,
+        config: Mapping[str, Any] | None = None,
+        manifest: Sequence[Mapping[str, Any]] = (),
+        labels: Mapping[int, str] | None = None,
+    ) -> None:
+        """Put the parts together; nothing is started.
+
+        Args:
+            rewards: providers or plain functions, with ``Reward(...)`` around those that need a
+                weight; empty takes the task's own.
+            config: what to write into ``config.yaml``; the settings when ``None``.
+            manifest: what to write into ``components.json``.
+            labels: ``id(component)`` to how errors call it; by default role and class.
+        """
+        self.policy = policy
+        self.task = task
+        self.generator = generator
+        self.advantage = advantage
+        self.settings = settings
+        self.sampling = sampling or SamplingParams()
+        self.environment = environment or SingleTurn()
+        self.reference = reference
+        self.savers = tuple(savers)
+        self.evaluation = evaluation
+        self.output = Path(output)
+        self.rewards = tuple(
+            r if isinstance(r, Reward) else Reward(provider=r)
+            for r in rewards or getattr(task, "rewards", tuple)()
+        )
+        self.scorer = Scorer(self.rewards)
+        self._loss = loss
+        self._labels = dict(labels or {})
+        self.needs: frozenset[Need] = frozenset(getattr(loss, "needs", ()))
+        self.aggregation: Aggregation = getattr(loss, "aggregation", "token-mean")
+        self.config = dict(config) if config is not None else self._settings_as_config()
+        self.manifest = tuple(manifest)
+        self.lifecycle = Lifecycle(
+            (self.label_of("observer" if c in observers else "saver", c), c)
+            for c in (*observers, *self.savers)
+        )
+        self.metrics = StepMetrics()
+        self._step_started = perf_counter()
+        self._prompts = PromptStream(
+            task.train_prompts(), per_step=settings.prompts_per_step, seed=settings.seed
+        )
+        self._session = Session(self)
+
+    # -- the verbs of the loop, in its order ----------------------------------------------------
+
+    def session(self) -> AbstractContextManager[None]:
+        """Everything before the first step and after the last one; see ``Session``."""
+        return self._session.opened()
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, until the last or until somebody asks to stop."""
+        for step in range(self.settings.steps):
+            if self._session.stop_requested:
+                return
+            self.metrics = StepMetrics()
+            self._step_started = perf_counter()
+            yield step
+
+    def sync_weights(self, step: int) -> None:
+        """Hand the policy's weights to the generator and make sure that they have arrived.
+
+        Raises:
+            SyncError: the generator reports another version than it was given.
+        """
+        with self.metrics.timed("sync"), self._attributed("generator", self.generator, "sync"):
+            held = self.generator.sync(self.policy.weight_update())
+        if held != self.policy.version:
+            raise SyncError(
+                f"{self.label_of('generator', self.generator)} holds policy version {held} after "
+                f"being given version {self.policy.version}: it would sample from old weights"
+            )
+        if self.policy.is_main:
+            self.lifecycle.weights_synced(
+                WeightsSynced(step=step, policy_version=held, seconds=self.metrics.seconds("sync"))
+            )
+
+    def rollouts(self, step: int) -> list[Rollout]:
+        """Whole groups for this rank's share of the step's prompts, in order."""
+        prompts = self._prompts.at(step)
+        share = len(prompts) // self.policy.ranks
+        first = self.policy.rank * share
+        with self.metrics.timed("sample"):
+            rollouts = self.sample(
+                prompts[first : first + share],
+                keys=range(first, first + share),
+                step=step,
+                sampling=self.sampling,
+                group_size=self.settings.group_size,
+            )
+        self._require_version(rollouts)
+        observe_lengths(self.metrics, rollouts)
+        self.metrics.sum("tokens/sampled", float(sum(r.action_count for r in rollouts)))
+        self.metrics.sum("tokens/prompt", float(sum(len(r.prompt_ids) for r in rollouts)))
+        return rollouts
+
+    def score(self, step: int, rollouts: Sequence[Rollout]) -> ScoredRollouts:
+        """What every reward provider says of every rollout."""
+        with self.metrics.timed("score"):
+            scored = self.scorer.score(step, rollouts)
+        observe_rewards(self.metrics, scored)
+        return scored
+
+    def advantages(
+        self, step: int, rollouts: Sequence[Rollout], scored: ScoredRollouts
+    ) -> RolloutBatch:
+        """Advantages over all ranks, and the update's plan: minibatches, weights, log-probs."""
+        advantages_B = self._advantages(rollouts, scored)
+        if self.policy.is_main:
+            self.lifecycle.rollouts_scored(
+                RolloutsScored(
+                    step=step,
+                    rollouts_B=rollouts,
+                    scored=scored,
+                    advantages_B=advantages_B.tolist(),
+                )
+            )
+        plan = plan_minibatches(
+            [r.group for r in rollouts],
+            minibatches=self.settings.minibatches_per_step,
+            passes=self.settings.passes_per_step,
+            seed=(self.settings.seed, step, self.policy.rank),
+        )
+        weights = plan_weights(
+            plan,
+            [r.action_count for r in rollouts],
+            self.aggregation,
+            max_tokens=self.sampling.max_tokens,
+            ranks=self.policy.ranks,
+            sum_over_ranks=self.policy.sum_over_ranks,
+        )
+        batch = RolloutBatch(
+            rollouts=rollouts,
+            advantages_B=advantages_B,
+            ref_logprobs=self._reference_logprobs(rollouts),
+            plan=plan,
+            weights=weights,
+        )
+        if "old_logprobs" in self.needs and (later := batch.rows_trained_later):
+            with self.metrics.timed("old_logprobs"):
+                found = self.policy.logprobs([rollouts[i] for i in later])
+            for row, logprobs in zip(later, found, strict=True):
+                batch.old_logprobs[row] = logprobs
+        return batch
+
+    def loss(self, tokens: ActionTokens) -> LossOutput:
+        """The loss of every action token.
+
+        Raises:
+            PluginError: the loss raised, or averaged where it should not.
+        """
+        with self._attributed("loss", self._loss, "__call__"):
+            out = self._loss(tokens)
+        if out.loss_N.shape != tokens.logprobs_N.shape:
+            raise PluginError(
+                f"{self.label_of('loss', self._loss)} returned loss_N of shape "
+                f"{tuple(out.loss_N.shape)} for {len(tokens.logprobs_N)} action tokens; return one "
+                "loss per token, the core averages"
+            )
+        return out
+
+    def observe(self, micro: MicroBatch, tokens: ActionTokens, out: LossOutput) -> None:
+        """Take the microbatch's metrics."""
+        observe_tokens(self.metrics, micro, tokens, out)
+
+    def optimizer_step(self, minibatch: Minibatch) -> None:
+        """Compare sampler and trainer before the first step, then move the weights.
+
+        Raises:
+            SyncError: their log-probs of the same tokens are further apart than
+                ``max_sampler_mismatch``.
+        """
+        if minibatch.first:
+            self._attest()
+        done = self.policy.step()
+        self.metrics.mean("optim/grad_norm", done.grad_norm)
+        self.metrics.mean("optim/learning_rate", done.learning_rate)
+        self.metrics.sum("optim/skipped", float(done.skipped) / self.policy.ranks)
+
+    def finish_step(self, step: int) -> None:
+        """Reference, metrics, notices, evaluation, observers."""
+        if self.reference is not None:
+            with self._attributed("reference", self.reference, "step_end"):
+                self.reference.step_end(step)
+        self.metrics.maximum("time/step", perf_counter() - self._step_started)
+        self._session.step_done(step)
+
+    def result(self) -> RunResult:
+        """What came of it; complete once the session is closed."""
+        session = self._session
+        return RunResult(
+            status="interrupted" if session.status == "interrupted" else "finished",
+            steps_done=session.steps_done,
+            run_dir=self.output,
+            history=tuple(session.history),
+            evaluations=tuple(session.evaluations),
+            artifacts=dict(session.artifacts),
+        )
+
+    # -- also used by evaluation and checks -----------------------------------------------------
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        keys: Sequence[int],
+        step: int,
+        sampling: SamplingParams,
+        group_size: int,
+    ) -> list[Rollout]:
+        """Rollouts of some prompts, sorted by (group, sample)."""
+        request = RolloutRequest(
+            prompts_P=tuple(prompts),
+            generate=GenerateRequest(
+                step=step,
+                seed=self.settings.seed,
+                prompt_ids_P=tuple(
+                    encode_checked(self.policy, p, sampling.max_tokens) for p in prompts
+                ),
+                prompt_keys_P=tuple(keys),
+                group_size=group_size,
+                sampling=sampling,
+                eos_token_ids=self.policy.eos_token_ids,
+                inputs_P=tuple(p.inputs for p in prompts) if any(p.inputs for p in prompts) else (),
+            ),
+            decode=self.policy.encoder.decode,
+        )
+        with (
+            self.policy.autocast(),
+            self._attributed("environment", self.environment, "rollouts"),
+        ):
+            groups = list(self.environment.rollouts(request, self.generator))
+        rollouts = sorted((r for g in groups for r in g), key=lambda r: (r.group, r.sample))
+        expected = [(key, sample) for key in keys for sample in range(group_size)]
+        if [(r.group, r.sample) for r in rollouts] != expected:
+            raise PluginError(
+                f"{self.label_of('environment', self.environment)} returned {len(rollouts)} rollouts "
+                f"for {len(prompts)} prompts x {group_size}; every (group, sample) is due once"
+            )
+        return rollouts
+
+    def label(self, role: str) -> str:
+        """How errors call the component of a single-valued role."""
+        return self.label_of(role, self._loss if role == "loss" else getattr(self, role))
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _advantages(self, rollouts: Sequence[Rollout], scored: ScoredRollouts) -> Tensor:
+        """Every rank computes the advantages of all rollouts and keeps its own."""
+        mine = [
+            (r.group, r.action_count, values)
+            for r, *values in zip(rollouts, *scored.values_F_B(), strict=True)
+        ]
+        everyone = self.policy.gather(mine)
+        start = sum(self.policy.gather([len(mine)])[: self.policy.rank])
+        names = {group: i for i, group in enumerate(sorted({group for group, _, _ in everyone}))}
+        request = AdvantageRequest(
+            rewards_F_B=torch.tensor([v for _, _, v in everyone], dtype=torch.float64).T,
+            weights_F=torch.tensor(scored.weights_F, dtype=torch.float64),
+            group_B=torch.tensor([names[group] for group, _, _ in everyone]),
+            action_count_B=torch.tensor([count for _, count, _ in everyone]),
+        )
+        with self._attributed("advantage", self.advantage, "__call__"):
+            result = self.advantage(request)
+        if (
+            result.advantages_B.shape != (len(everyone),)
+            or not result.advantages_B.isfinite().all()
+        ):
+            raise PluginError(
+                f"{self.label_of('advantage', self.advantage)} returned advantages of shape "
+                f"{tuple(result.advantages_B.shape)}, finite: "
+                f"{bool(result.advantages_B.isfinite().all())}; {len(everyone)} finite ones are due"
+            )
+        if self.policy.is_main:
+            observe_totals(self.metrics, request, result.advantages_B)
+            for name, value in result.metrics.items():
+                self.metrics.mean(name, value)
+        return result.advantages_B[start : start + len(mine)]
+
+    def _reference_logprobs(self, rollouts: Sequence[Rollout]) -> list[Tensor] | None:
+        if self.reference is None or "ref_logprobs" not in self.needs:
+            return None
+        with (
+            self.metrics.timed("reference"),
+            self._attributed("reference", self.reference, "logprobs"),
+        ):
+            return self.reference.logprobs(rollouts)
+
+    def _require_version(self, rollouts: Sequence[Rollout]) -> None:
+        versions = {s.policy_version for r in rollouts for s in r.spans if s.sampled}
+        if versions - {self.policy.version}:
+            raise SyncError(
+                f"{self.label_of('generator', self.generator)} sampled with policy versions "
+                f"{sorted(map(str, versions))}, but the policy is at {self.policy.version}: new "
+                "weights did not reach the sampler, or old completions were returned"
+            )
+
+    def _attest(self) -> None:
+        bound = self.settings.max_sampler_mismatch
+        # With truncated sampling the two distributions differ by design.
+        if bound is None or self.sampling.truncates:
+            return
+        found = self.metrics.value("ratio/sampler_mismatch_kl", self.policy.gather)
+        if not found <= bound:
+            raise SyncError(
+                f"sampler and trainer disagree about the same tokens: KL {found:.3g} nats per "
+                f"token, bound train.max_sampler_mismatch {bound}. Probably the sampler holds "
+                "other weights (stale, or another checkpoint), another temperature or another chat "
+                "template than the trainer; metrics under ratio/sampler_mismatch tell more"
+            )
+
+    def _attributed(self, role: str, component: object, call: str) -> AbstractContextManager[None]:
+        return attributed(self.label_of(role, component), call)
+
+    def label_of(self, role: str, component: object) -> str:
+        return self._labels.get(id(component)) or describe(role, component)
+
+    def _settings_as_config(self) -> dict[str, Any]:
+        return {
+            "model": self.policy.settings.model_dump(mode="json"),
+            "optimizer": self.policy.optimizer_settings.model_dump(mode="json"),
+            "train": self.settings.model_dump(mode="json"),
+            "sampling": self.sampling.model_dump(mode="json"),
+            "evaluation": self.evaluation and self.evaluation.model_dump(mode="json"),
+        }

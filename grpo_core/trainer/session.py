@@ -1,0 +1,242 @@
+"""Everything around the steps: run folder, lock, signals, evaluation, saving, events.
+
+Whatever ends a run (its last step, Ctrl-C, SIGTERM, an exception), what it has learned is saved,
+every observer hears of it, and the generator is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
+
+from grpo_core.attribution import attributed
+from grpo_core.trainer.checks import check
+from grpo_core.trainer.evaluation import evaluate
+from grpo_core.trainer.folder import claim_folder, write_description
+from grpo_core.trainer.health import Health
+from grpo_core.trainer.prompts import check_lengths
+from grpo_core.types import CheckpointSaved, RunEnd, RunStart, SaveRequest, StepEnd
+
+if TYPE_CHECKING:
+    from grpo_core.trainer.run import Run
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+
+class Session:
+    """The state of a run that is not a role."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._health = Health()
+        self.status: Status = "running"
+        self.stop_requested = False
+        self.steps_done = 0
+        self._tokens = 0.0
+        self.history: list[Mapping[str, float]] = []
+        self.evaluations: list[Mapping[str, float]] = []
+        self.artifacts: dict[str, Path] = {}
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Start, hand over to the loop, and end whatever happens."""
+        run = self._run
+        error: BaseException | None = None
+        with ExitStack() as stack:
+            stack.callback(run.generator.close)
+            self._start(stack)
+            try:
+                self._evaluate()
+                with self._signals():
+                    yield
+                    self.status = "interrupted" if self.stop_requested else "finished"
+                    if self.status == "finished" and self._evaluation_is_due(last=True):
+                        self._evaluate()
+            except BaseException as caught:
+                self.status = "interrupted" if isinstance(caught, KeyboardInterrupt) else "failed"
+                error = caught
+                raise
+            finally:
+                self._end(error)
+
+    def step_done(self, step: int) -> None:
+        """Reduce and publish the metrics of a step."""
+        run = self._run
+        metrics = finished_metrics(run.metrics.reduced(run.policy.gather))
+        self.steps_done = step + 1
+        self._tokens += metrics["tokens/sampled"] + metrics["tokens/prompt"]
+        metrics["tokens/total"] = self._tokens
+        self.history.append(metrics)
+        notices = self._health.look(metrics)
+        for notice in notices:
+            logger.warning("step %d: %s", step, notice.text)
+        if run.policy.is_main:
+            run.lifecycle.step_end(
+                StepEnd(
+                    step=step,
+                    steps=run.settings.steps,
+                    policy_version=run.policy.version,
+                    metrics=metrics,
+                    notices=notices,
+                )
+            )
+        if self._evaluation_is_due(last=False):
+            self._evaluate()
+
+    def _start(self, stack: ExitStack) -> None:
+        run = self._run
+        settings = run.settings
+        updates = settings.minibatches_per_step * settings.passes_per_step
+        if run.policy.is_main:
+            stack.enter_context(claim_folder(run.output))
+        run.policy.prepare(
+            optimizer_steps=settings.steps * updates,
+            temperature=run.sampling.temperature or 1.0,
+            tokens_per_microbatch=settings.tokens_per_microbatch,
+            needs=run.needs,
+        )
+        if run.reference is not None:
+            with attributed(run.label("reference"), "start"):
+                run.reference.start(run.policy)
+        check(run)
+        prompts = run.task.train_prompts()
+        draws = settings.steps * settings.prompts_per_step
+        check_lengths(run.policy, prompts, draws=draws, max_tokens=run.sampling.max_tokens)
+        derived = self._derived(len(prompts), updates)
+        if run.policy.is_main:
+            write_description(run.output, run.config, run.manifest)
+            run.lifecycle.run_start(
+                RunStart(
+                    run_dir=run.output,
+                    steps=settings.steps,
+                    first_step=0,
+                    config=run.config,
+                    derived=derived,
+                )
+            )
+
+    def _derived(self, prompts: int, updates: int) -> dict[str, Any]:
+        run, settings = self._run, self._run.settings
+        trainable = sum(p.numel() for p in run.policy.model.parameters() if p.requires_grad)
+        rollouts = settings.prompts_per_step * settings.group_size
+        return {
+            "trainable_parameters": trainable,
+            "rollouts_per_step": rollouts,
+            "rollouts_per_optimizer_step": rollouts // settings.minibatches_per_step,
+            "optimizer_steps": settings.steps * updates,
+            "training_prompts": prompts,
+            "epochs": settings.steps * settings.prompts_per_step / prompts,
+            "processes": run.policy.ranks,
+            "device": str(run.policy.device),
+            "precision": run.policy.precision,
+        }
+
+    def _evaluation_is_due(self, *, last: bool) -> bool:
+        settings = self._run.evaluation
+        if settings is None or any(e["step"] == self.steps_done for e in self.evaluations):
+            return False
+        return last or bool(settings.every and self.steps_done % settings.every == 0)
+
+    def _evaluate(self) -> None:
+        run = self._run
+        events = evaluate(run, self.steps_done)
+        if events:
+            merged = {k: v for event in events for k, v in event.metrics.items()}
+            self.evaluations.append({"step": float(self.steps_done), **merged})
+        if run.policy.is_main:
+            for event in events:
+                run.lifecycle.evaluated(event)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the run after the current step; a second one ends it at once.
+
+        Only the main thread may set handlers; elsewhere (some notebooks) they stay as they are.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handler(number: int, frame: FrameType | None) -> None:
+            if self.stop_requested:
+                raise KeyboardInterrupt
+            self.stop_requested = True
+            logger.warning(
+                "%s: finishing step %d, then saving; once more to stop at once",
+                signal.Signals(number).name,
+                self.steps_done,
+            )
+
+        previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, old in previous.items():
+                signal.signal(number, old)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Save, then tell; a failure while saving must not hide the first one."""
+        run = self._run
+        try:
+            # Before the first step there is nothing that the starting checkpoint does not hold.
+            if self.steps_done or error is None:
+                self._save()
+        except Exception as failure:
+            if error is None:
+                self.status, error = "failed", failure
+                raise
+            error.add_note(f"saving what had been learned failed too: {failure}")
+        finally:
+            if run.policy.is_main:
+                run.lifecycle.run_end(
+                    RunEnd(
+                        run_dir=run.output,
+                        status=self.status if self.status != "running" else "failed",
+                        steps_done=self.steps_done,
+                        metrics=self.history[-1] if self.history else {},
+                        artifacts=dict(self.artifacts),
+                        error=None if error is None else f"{type(error).__name__}: {error}",
+                    )
+                )
+
+    def _save(self) -> None:
+        run = self._run
+        request = SaveRequest(
+            kind="final",
+            step=self.steps_done,
+            run_dir=run.output,
+            policy=run.policy,
+            config=run.config,
+            manifest=run.manifest,
+            metrics=self.history[-1] if self.history else {},
+            history=tuple(self.history),
+        )
+        for saver in run.savers:
+            with attributed(run.label_of("saver", saver), "save"):
+                path = saver.save(request)
+            if path is not None and run.policy.is_main:
+                self.artifacts[path.name] = path
+                run.lifecycle.checkpoint_saved(
+                    CheckpointSaved(step=self.steps_done, path=path, kind="final")
+                )
+
+
+def finished_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics that follow from others: standard deviations, throughput, time of the update."""
+    done = dict(metrics)
+    for name in [n for n in done if n.endswith("/square")]:
+        base = name.removesuffix("/square")
+        variance = max(0.0, done.pop(name) - done[f"{base}/mean"] ** 2)
+        done[f"{base}/std"] = variance**0.5
+    phases = sum(v for n, v in done.items() if n.startswith("time/") and n != "time/step")
+    done["time/update"] = done["time/step"] - phases
+    done["time/tokens_per_second"] = done["tokens/sampled"] / done["time/step"]
+    return done

@@ -1,0 +1,74 @@
+"""Everything that crosses a boundary: frozen, keyword-only dataclasses without torch at import."""
+
+from grpo_core.types.events import (
+    CheckpointSaved,
+    Evaluated,
+    Metrics,
+    Notice,
+    RolloutsScored,
+    RunEnd,
+    RunStart,
+    StepEnd,
+    WeightsSynced,
+)
+from grpo_core.types.generation import (
+    Completion,
+    GeneratedGroup,
+    GenerateRequest,
+    RolloutRequest,
+    WeightUpdate,
+)
+from grpo_core.types.prompts import Message, Prompt
+from grpo_core.types.rewards import (
+    Abstained,
+    Failed,
+    RewardOutcome,
+    ScoredRollouts,
+    ScoreRequest,
+    Value,
+)
+from grpo_core.types.rollouts import FinishReason, Rollout, Span
+from grpo_core.types.saving import SaveRequest
+from grpo_core.types.tokens import (
+    ActionTokens,
+    AdvantageRequest,
+    AdvantageResult,
+    Aggregation,
+    LossOutput,
+    Need,
+)
+
+__all__ = [
+    "Abstained",
+    "ActionTokens",
+    "AdvantageRequest",
+    "AdvantageResult",
+    "Aggregation",
+    "CheckpointSaved",
+    "Completion",
+    "Evaluated",
+    "Failed",
+    "FinishReason",
+    "GenerateRequest",
+    "GeneratedGroup",
+    "LossOutput",
+    "Message",
+    "Metrics",
+    "Need",
+    "Notice",
+    "Prompt",
+    "RewardOutcome",
+    "Rollout",
+    "RolloutRequest",
+    "RolloutsScored",
+    "RunEnd",
+    "RunStart",
+    "SaveRequest",
+    "ScoreRequest",
+    "ScoredRollouts",
+    "Span",
+    "StepEnd",
+    "Value",
+    "WeightUpdate",
+    "WeightsSynced",
+]

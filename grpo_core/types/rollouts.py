@@ -1,0 +1,108 @@
+"""A rollout: one completion with all that is known of it. Token ids are the source of truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from grpo_core.types.prompts import Prompt
+
+FinishReason = Literal["stop", "length", "error"]
+"""``stop``: an end-of-sequence id or a stop string; ``length``: cut off (truncated);
+``error``: the environment gave up, see ``Rollout.error``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """Consecutive tokens of one origin: sampled by the policy, or inserted by an environment.
+
+    Example: ``Span(token_ids=(31, 7, 2), logprobs=(-0.1, -2.3, -0.0), policy_version=12)``.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    """The generator's log-probs in nats, one per token; ``None`` for inserted text."""
+    policy_version: int | None
+    """Optimizer steps behind the weights that sampled this span; ``None`` for inserted text."""
+
+    def __post_init__(self) -> None:
+        # A log-prob list that is one short shifts every later token's ratio without a trace.
+        if self.logprobs is not None and len(self.logprobs) != len(self.token_ids):
+            raise ValueError(
+                f"a sampled span has {len(self.token_ids)} token ids but "
+                f"{len(self.logprobs)} log-probs; a generator must report one per sampled token"
+            )
+
+    @property
+    def sampled(self) -> bool:
+        return self.logprobs is not None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """One completion of one prompt.
+
+    Example: ``Rollout(prompt=p, prompt_ids=(1, 5), group=0, sample=3, spans=(span,),
+    text="<answer>5</answer>", finish_reason="stop")``.
+    """
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    """The prompt as the model saw it, chat template applied; never empty."""
+    group: int
+    """Position of the prompt among the prompts of this step, over all ranks."""
+    sample: int
+    """Position within the group, ``0 <= sample < group_size``."""
+    spans: tuple[Span, ...]
+    text: str
+    """A view of the completion for rewards and people, special tokens left out."""
+    finish_reason: FinishReason
+    error: str | None = None
+    """Why the environment gave up; set exactly when ``finish_reason == "error"``."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What the environment wants rewards to see (final state, tool calls)."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All completion tokens, sampled and inserted, in order."""
+        return tuple(t for span in self.spans for t in span.token_ids)
+
+    @property
+    def action_positions(self) -> tuple[int, ...]:
+        """Indices into ``token_ids`` of the tokens that the policy sampled."""
+        positions: list[int] = []
+        start = 0
+        for span in self.spans:
+            end = start + len(span.token_ids)
+            if span.sampled:
+                positions.extend(range(start, end))
+            start = end
+        return tuple(positions)
+
+    @property
+    def action_count(self) -> int:
+        """Number of action tokens, ``len(action_positions)``."""
+        return sum(len(span.token_ids) for span in self.spans if span.sampled)
+
+    @property
+    def sampling_logprobs(self) -> tuple[float, ...]:
+        """The generator's log-probs of the action tokens, ``action_count`` values in nats."""
+        return tuple(x for span in self.spans for x in span.logprobs or ())
+
+    @property
+    def policy_version(self) -> int | None:
+        """The oldest version that any sampled span came from; ``None`` without such a span."""
+        versions = [s.policy_version for s in self.spans if s.policy_version is not None]
+        return min(versions, default=None)
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+    @property
+    def completion(self) -> str | list[dict[str, str]]:
+        """The text in the prompt's own form: a string, or a list with the assistant's message."""
+        if self.prompt.conversational:
+            return [{"role": "assistant", "content": self.text}]
+        return self.text

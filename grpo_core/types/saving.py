@@ -1,0 +1,31 @@
+"""What a saver is asked to write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from grpo_core.protocols import PolicyHandle
+    from grpo_core.types.events import Metrics
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaveRequest:
+    """Write what leaves the run. Called on every rank; only ``policy.is_main`` writes files."""
+
+    kind: Literal["checkpoint", "final"]
+    step: int
+    """Steps done so far."""
+    run_dir: Path
+    policy: PolicyHandle
+    config: Mapping[str, Any]
+    """The resolved config as plain data."""
+    manifest: Sequence[Mapping[str, Any]]
+    """The components in use: role, name, distribution, version, target, config."""
+    metrics: Metrics
+    """Of the last step; empty before the first."""
+    history: Sequence[Metrics]
+    """Metrics of every step of this process, for curves in a model card."""

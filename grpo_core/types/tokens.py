@@ -1,0 +1,96 @@
+"""The flat action-token batch: all that an advantage or a loss ever sees.
+
+Legend of suffixes: ``_P`` prompts, ``_G`` group members, ``_B`` rollouts, ``_N`` action tokens,
+``_F`` reward providers. ``x_N[i]`` describes action token ``i`` itself; nothing is shifted,
+nothing is padded, and there is no mask that could leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Need = Literal["old_logprobs", "ref_logprobs", "sampling_logprobs", "entropy"]
+"""What a loss asks the core to compute for it; ``entropy`` asks for its gradient too."""
+
+Aggregation = Literal["token-mean", "sequence-mean", "constant"]
+"""How per-token losses are averaged over an optimizer step; see ``grpo_core.aggregation``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdvantageRequest:
+    """Rewards of one step over all ranks, groups contiguous.
+
+    Example: two prompts with two completions and one provider:
+    ``rewards_F_B = [[1.0, 0.0, 1.0, nan]]``, ``group_B = [0, 0, 1, 1]``.
+    """
+
+    rewards_F_B: Tensor
+    """float64; NaN where a provider abstained or failed. Never infinite."""
+    weights_F: Tensor
+    """float64, the configured weight of each provider."""
+    group_B: Tensor
+    """int64, which group each rollout belongs to, counted from 0 without gaps."""
+    action_count_B: Tensor
+    """int64, action tokens of each rollout."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdvantageResult:
+    """One advantage per rollout, every entry finite; 0 where there is no signal."""
+
+    advantages_B: Tensor
+    """float64, as many entries as rollouts were asked for."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActionTokens:
+    """The action tokens of one microbatch. Float tensors have the head's dtype (float32).
+
+    Example: rollouts of 3 and 2 action tokens: ``rollout_index_N = [0, 0, 0, 1, 1]``.
+    """
+
+    logprobs_N: Tensor
+    """Under the current weights, at the sampling temperature; the only one with a gradient."""
+    old_logprobs_N: Tensor
+    """At the start of the update; equal to ``logprobs_N`` in value in the first minibatch."""
+    sampling_logprobs_N: Tensor
+    """As reported by the generator."""
+    ref_logprobs_N: Tensor | None
+    """Under the reference; present exactly when the loss needs it."""
+    entropy_N: Tensor
+    """Of the policy's distribution at each position, in nats; has a gradient when needed."""
+    advantages_N: Tensor
+    rollout_index_N: Tensor
+    """int64, non-decreasing, ``0 <= rollout_index_N[i] < rollouts``."""
+    rollouts: int
+    """Rollouts in this microbatch, those without action tokens included."""
+
+    def sum_per_rollout(self, x_N: Tensor) -> Tensor:
+        """Sum a per-token tensor over each rollout: ``(N,) -> (rollouts,)``; 0 for empty ones."""
+        return x_N.new_zeros(self.rollouts).index_add(0, self.rollout_index_N, x_N)
+
+    def mean_per_rollout(self, x_N: Tensor) -> Tensor:
+        """Average a per-token tensor over each rollout: ``(N,) -> (rollouts,)``."""
+        count_B = self.sum_per_rollout(x_N.new_ones(x_N.shape))
+        # An empty completion has no tokens: 0/0 would put a NaN into every other gradient.
+        return self.sum_per_rollout(x_N) / count_B.clamp(min=1)
+
+    def spread(self, x_B: Tensor) -> Tensor:
+        """Give every token its rollout's value: ``(rollouts,) -> (N,)``."""
+        return x_B[self.rollout_index_N]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossOutput:
+    """A loss per action token, to be weighted and summed by the core, not averaged by the loss."""
+
+    loss_N: Tensor
+    metrics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """``group/name`` to a detached ``(N,)`` tensor, averaged over all tokens of the step."""

@@ -1,0 +1,123 @@
+"""Stock architectures: log-probs equal those of the model's own logits, fused or not."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from grpo_core.policy.layouts import PaddedLayout
+from grpo_core.policy.module import PolicyModule
+from grpo_core.types import Prompt, Rollout, Span
+
+COMMON = {"vocab_size": 64, "max_position_embeddings": 64}
+DECODER = {
+    **COMMON,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "Qwen3": {**DECODER, "head_dim": 16},
+    "Llama": DECODER,
+    "Mistral": {**DECODER, "sliding_window": 4},
+    "Gemma2": {**DECODER, "head_dim": 16, "final_logit_softcapping": 2.0, "sliding_window": 4},
+    "Phi": {**DECODER},
+    "Cohere": {**DECODER, "logit_scale": 0.25, "pad_token_id": 0},
+    "Granite": {**DECODER, "logits_scaling": 4.0},
+    "GPT2": {"vocab_size": 64, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2},
+    "Mamba": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+}
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**SMALL[name])
+    head = {"GPT2": "GPT2LMHeadModel"}.get(name, f"{name}ForCausalLM")
+    return getattr(transformers, head)(config).double().eval()
+
+
+def rollouts() -> list[Rollout]:
+    rows = [((1, 2, 3), (4, 5, 6, 7, 8, 9)), ((10,), (11, 12)), ((13, 14), (15, 16, 17))]
+    return [
+        Rollout(
+            prompt=Prompt(id=str(i), content="p"),
+            prompt_ids=prompt,
+            group=i,
+            sample=0,
+            spans=(Span(token_ids=ids, logprobs=(0.0,) * len(ids), policy_version=0),),
+            text="",
+            finish_reason="stop",
+        )
+        for i, (prompt, ids) in enumerate(rows)
+    ]
+
+
+def expected(model: nn.Module, rollout: Rollout) -> torch.Tensor:
+    ids = torch.tensor([[*rollout.prompt_ids, *rollout.token_ids]])
+    with torch.no_grad():
+        logp = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+    start = len(rollout.prompt_ids)
+    return torch.stack([logp[at - 1, ids[0, at]] for at in range(start, ids.shape[1])])
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_fused_logprobs_equal_the_models_own(name: str) -> None:
+    model = build(name)
+    module = PolicyModule(model)
+    assert module.fused
+    [inputs] = PaddedLayout().microbatches(rollouts(), tokens_per_microbatch=1000)
+    with torch.no_grad():
+        found, _ = module(inputs)
+    order = [rollouts()[i] for i in inputs.rows]
+    # Mamba's own logits are float32 whatever its weights are.
+    tolerance = 1e-5 if name == "Mamba" else 1e-9
+    own = torch.cat([expected(model, r) for r in order]).double()
+    torch.testing.assert_close(found, own, rtol=tolerance, atol=tolerance)
+
+
+class OddHead(nn.Module):
+    """A head that no fused path knows."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+        self.weight = inner.weight
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.inner(hidden) ** 3
+
+
+def test_an_unknown_head_falls_back_to_whole_logits_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = build("Llama")
+    model.lm_head = OddHead(model.lm_head)
+    with caplog.at_level(logging.WARNING):
+        module = PolicyModule(model)
+    assert not module.fused
+    assert "whole logits" in caplog.text
+    [inputs] = PaddedLayout().microbatches(rollouts(), tokens_per_microbatch=1000)
+    with torch.no_grad():
+        found, _ = module(inputs)
+    order = [rollouts()[i] for i in inputs.rows]
+    torch.testing.assert_close(found, torch.cat([expected(model, r) for r in order]))
+
+
+def test_a_hidden_logit_scale_is_noticed() -> None:
+    class Scaled(transformers.LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            out = super().forward(*args, **kwargs)
+            out.logits = out.logits * 2
+            return out
+
+    torch.manual_seed(0)
+    model = Scaled(transformers.LlamaConfig(**DECODER)).double().eval()
+    assert not PolicyModule(model).fused
