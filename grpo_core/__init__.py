@@ -6,25 +6,29 @@ costs nothing and reaches neither torch nor pydantic.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from grpo_core.lazy import lazy_exports
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "BuildContext": "grpo_core.protocols",
-    "EvaluationSettings": "grpo_core.settings",
-    "LoraSettings": "grpo_core.settings",
-    "ModelSettings": "grpo_core.settings",
-    "OptimizerSettings": "grpo_core.settings",
-    "Policy": "grpo_core.policy",
-    "Run": "grpo_core.trainer",
-    "SamplingParams": "grpo_core.settings",
-    "TrainSettings": "grpo_core.settings",
-    "hookimpl": "grpo_core.hookspecs",
-    "load_run": "grpo_core.run",
-    "train": "grpo_core.trainer",
-}
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "BuildContext": "grpo_core.protocols",
+        "EvaluationSettings": "grpo_core.settings",
+        "LoraSettings": "grpo_core.settings",
+        "ModelSettings": "grpo_core.settings",
+        "OptimizerSettings": "grpo_core.settings",
+        "Policy": "grpo_core.policy",
+        "Run": "grpo_core.trainer",
+        "SamplingParams": "grpo_core.settings",
+        "TrainSettings": "grpo_core.settings",
+        "hookimpl": "grpo_core.hookspecs",
+        "load_run": "grpo_core.run",
+        "train": "grpo_core.trainer",
+    },
+)
 
 __all__ = [
     "BuildContext",
@@ -56,9 +60,3 @@ if TYPE_CHECKING:
         TrainSettings,
     )
     from grpo_core.trainer import Run, train
-
-
-def __getattr__(name: str) -> object:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'grpo_core' has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -67,7 +67,7 @@ class StepMetrics:
         for piece in gather([self._pieces.get(name)]):
             if piece is not None:
                 one._add(name, piece)
-        return _value(one._pieces[name]) if one._pieces else float("nan")
+        return _value(one._pieces[name]) if name in one._pieces else float("nan")
 
     def reduced(self, gather: Callable[[list[Any]], list[Any]]) -> dict[str, float]:
         """Combine the pieces of all ranks; ``gather`` concatenates lists over ranks."""
@@ -75,7 +75,8 @@ class StepMetrics:
         for pieces in gather([self._pieces]):
             for name, piece in pieces.items():
                 combined._add(name, piece)
-        return {name: _value(piece) for name, piece in sorted(combined._pieces.items())}
+        # A mean over nothing is left out: as a NaN it would look like a number gone wrong.
+        return {name: _value(piece) for name, piece in sorted(combined._pieces.items()) if piece[2]}
 
     def _add(self, name: str, piece: Piece) -> None:
         if name in self._pieces:

@@ -23,6 +23,16 @@ def grpo_register_tasks(register: Register) -> None:
 
 
 @hookimpl
+def grpo_register_generators(register: Register) -> None:
+    register(
+        "scripted",
+        "grpo_core.testing.scripted:ScriptedGenerator",
+        config="grpo_core.testing.config:ScriptedConfig",
+        summary="For tests: says what it is told, with the policy's own log-probs.",
+    )
+
+
+@hookimpl
 def grpo_register_environments(register: Register) -> None:
     register(
         "single-turn",

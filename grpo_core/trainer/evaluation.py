@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from grpo_core.metrics import StepMetrics
 from grpo_core.trainer.observe import observe_lengths
+from grpo_core.trainer.sampling import sample
 from grpo_core.types import Evaluated
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def _evaluate(run: Run, steps_done: int, label: Label, limit: int) -> Evaluated:
     sampling = run.sampling
     if label == "greedy":
         sampling = sampling.model_copy(update={"temperature": 0.0})
-    rollouts = run.sample(
+    rollouts = sample(
+        run,
         [prompts[i] for i in mine],
         keys=list(mine),
         # Evaluations draw other random numbers than any step of training.

@@ -38,10 +38,8 @@ def claim_folder(folder: Path) -> Iterator[None]:
                 f"output folder {str(folder)!r} already holds a run; choose another with --output, "
                 "or move the old one away"
             )
-        try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
+        # The file stays: removed, it could be locked by one process and made anew by another.
+        yield
 
 
 def _lock(descriptor: int, folder: Path) -> None:

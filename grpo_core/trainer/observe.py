@@ -65,11 +65,13 @@ def observe_totals(metrics: StepMetrics, request: AdvantageRequest, advantages_B
 
 
 def observe_tokens(
-    metrics: StepMetrics, micro: MicroBatch, tokens: ActionTokens, out: LossOutput
+    metrics: StepMetrics, micro: MicroBatch, tokens: ActionTokens, out: LossOutput, ranks: int
 ) -> None:
     """Everything that the forward pass of a microbatch tells, on the side."""
     weighted = (out.loss_N.detach() * micro.weights_N).sum()
-    metrics.sum("loss/total", float(weighted))
+    # The weights hold a factor `ranks` for the averaging of gradients; of the optimizer steps of
+    # a rollout batch the mean is reported.
+    metrics.sum("loss/total", float(weighted) / (ranks * len(micro.minibatch.batch.plan)))
     logprobs_N = tokens.logprobs_N.detach()
     metrics.mean("entropy/mean", tokens.entropy_N)
     ratio_N = (logprobs_N - tokens.old_logprobs_N).exp()

@@ -9,8 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from grpo_core.attribution import attributed, describe
 from grpo_core.batching import Minibatch, RolloutBatch, plan_minibatches, plan_weights
 from grpo_core.builtin.single_turn import SingleTurn
@@ -20,25 +18,13 @@ from grpo_core.metrics import StepMetrics
 from grpo_core.rewards import Reward
 from grpo_core.scoring import Scorer
 from grpo_core.settings import SamplingParams
-from grpo_core.trainer.observe import (
-    observe_lengths,
-    observe_rewards,
-    observe_tokens,
-    observe_totals,
-)
-from grpo_core.trainer.prompts import PromptStream, encode_checked
+from grpo_core.trainer.advantages import compute_advantages
+from grpo_core.trainer.attestation import attest, require_version
+from grpo_core.trainer.observe import observe_lengths, observe_rewards, observe_tokens
+from grpo_core.trainer.prompts import PromptStream
+from grpo_core.trainer.sampling import sample
 from grpo_core.trainer.session import Session
-from grpo_core.types import (
-    AdvantageRequest,
-    GenerateRequest,
-    Need,
-    Prompt,
-    Rollout,
-    RolloutRequest,
-    RolloutsScored,
-    ScoredRollouts,
-    WeightsSynced,
-)
+from grpo_core.types import Need, Rollout, RolloutsScored, ScoredRollouts, WeightsSynced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +71,7 @@ class Run:
             generator=HFGenerator(),
             rewards=[my_function],
             advantage=GroupAdvantage(),
-            loss=DAPO(),
+            loss=Dapo(),
             settings=TrainSettings(steps=100),
             output="runs/first",
         )
@@ -175,7 +161,7 @@ class Run:
         Raises:
             SyncError: the generator reports another version than it was given.
         """
-        with self.metrics.timed("sync"), self._attributed("generator", self.generator, "sync"):
+        with self.metrics.timed("sync"), self.attributed("generator", self.generator, "sync"):
             held = self.generator.sync(self.policy.weight_update())
         if held != self.policy.version:
             raise SyncError(
@@ -193,14 +179,15 @@ class Run:
         share = len(prompts) // self.policy.ranks
         first = self.policy.rank * share
         with self.metrics.timed("sample"):
-            rollouts = self.sample(
+            rollouts = sample(
+                self,
                 prompts[first : first + share],
                 keys=range(first, first + share),
                 step=step,
                 sampling=self.sampling,
                 group_size=self.settings.group_size,
             )
-        self._require_version(rollouts)
+        require_version(self, rollouts)
         observe_lengths(self.metrics, rollouts)
         self.metrics.sum("tokens/sampled", float(sum(r.action_count for r in rollouts)))
         self.metrics.sum("tokens/prompt", float(sum(len(r.prompt_ids) for r in rollouts)))
@@ -217,7 +204,7 @@ class Run:
         self, step: int, rollouts: Sequence[Rollout], scored: ScoredRollouts
     ) -> RolloutBatch:
         """Advantages over all ranks, and the update's plan: minibatches, weights, log-probs."""
-        advantages_B = self._advantages(rollouts, scored)
+        advantages_B = compute_advantages(self, rollouts, scored)
         if self.policy.is_main:
             self.lifecycle.rollouts_scored(
                 RolloutsScored(
@@ -261,7 +248,7 @@ class Run:
         Raises:
             PluginError: the loss raised, or averaged where it should not.
         """
-        with self._attributed("loss", self._loss, "__call__"):
+        with self.attributed("loss", self._loss, "__call__"):
             out = self._loss(tokens)
         if out.loss_N.shape != tokens.logprobs_N.shape:
             raise PluginError(
@@ -273,7 +260,7 @@ class Run:
 
     def observe(self, micro: MicroBatch, tokens: ActionTokens, out: LossOutput) -> None:
         """Take the microbatch's metrics."""
-        observe_tokens(self.metrics, micro, tokens, out)
+        observe_tokens(self.metrics, micro, tokens, out, self.policy.ranks)
 
     def optimizer_step(self, minibatch: Minibatch) -> None:
         """Compare sampler and trainer before the first step, then move the weights.
@@ -283,7 +270,7 @@ class Run:
                 ``max_sampler_mismatch``.
         """
         if minibatch.first:
-            self._attest()
+            attest(self)
         done = self.policy.step()
         self.metrics.mean("optim/grad_norm", done.grad_norm)
         self.metrics.mean("optim/learning_rate", done.learning_rate)
@@ -292,7 +279,7 @@ class Run:
     def finish_step(self, step: int) -> None:
         """Reference, metrics, notices, evaluation, observers."""
         if self.reference is not None:
-            with self._attributed("reference", self.reference, "step_end"):
+            with self.attributed("reference", self.reference, "step_end"):
                 self.reference.step_end(step)
         self.metrics.maximum("time/step", perf_counter() - self._step_started)
         self._session.step_done(step)
@@ -309,123 +296,28 @@ class Run:
             artifacts=dict(session.artifacts),
         )
 
-    # -- also used by evaluation and checks -----------------------------------------------------
-
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        keys: Sequence[int],
-        step: int,
-        sampling: SamplingParams,
-        group_size: int,
-    ) -> list[Rollout]:
-        """Rollouts of some prompts, sorted by (group, sample)."""
-        request = RolloutRequest(
-            prompts_P=tuple(prompts),
-            generate=GenerateRequest(
-                step=step,
-                seed=self.settings.seed,
-                prompt_ids_P=tuple(
-                    encode_checked(self.policy, p, sampling.max_tokens) for p in prompts
-                ),
-                prompt_keys_P=tuple(keys),
-                group_size=group_size,
-                sampling=sampling,
-                eos_token_ids=self.policy.eos_token_ids,
-                inputs_P=tuple(p.inputs for p in prompts) if any(p.inputs for p in prompts) else (),
-            ),
-            decode=self.policy.encoder.decode,
-        )
-        with (
-            self.policy.autocast(),
-            self._attributed("environment", self.environment, "rollouts"),
-        ):
-            groups = list(self.environment.rollouts(request, self.generator))
-        rollouts = sorted((r for g in groups for r in g), key=lambda r: (r.group, r.sample))
-        expected = [(key, sample) for key in keys for sample in range(group_size)]
-        if [(r.group, r.sample) for r in rollouts] != expected:
-            raise PluginError(
-                f"{self.label_of('environment', self.environment)} returned {len(rollouts)} rollouts "
-                f"for {len(prompts)} prompts x {group_size}; every (group, sample) is due once"
-            )
-        return rollouts
+    # -- who is who, for errors ------------------------------------------------------------------
 
     def label(self, role: str) -> str:
         """How errors call the component of a single-valued role."""
         return self.label_of(role, self._loss if role == "loss" else getattr(self, role))
 
-    # -- inside ---------------------------------------------------------------------------------
+    def attributed(self, role: str, component: object, call: str) -> AbstractContextManager[None]:
+        return attributed(self.label_of(role, component), call)
 
-    def _advantages(self, rollouts: Sequence[Rollout], scored: ScoredRollouts) -> Tensor:
-        """Every rank computes the advantages of all rollouts and keeps its own."""
-        mine = [
-            (r.group, r.action_count, values)
-            for r, *values in zip(rollouts, *scored.values_F_B(), strict=True)
-        ]
-        everyone = self.policy.gather(mine)
-        start = sum(self.policy.gather([len(mine)])[: self.policy.rank])
-        names = {group: i for i, group in enumerate(sorted({group for group, _, _ in everyone}))}
-        request = AdvantageRequest(
-            rewards_F_B=torch.tensor([v for _, _, v in everyone], dtype=torch.float64).T,
-            weights_F=torch.tensor(scored.weights_F, dtype=torch.float64),
-            group_B=torch.tensor([names[group] for group, _, _ in everyone]),
-            action_count_B=torch.tensor([count for _, count, _ in everyone]),
-        )
-        with self._attributed("advantage", self.advantage, "__call__"):
-            result = self.advantage(request)
-        if (
-            result.advantages_B.shape != (len(everyone),)
-            or not result.advantages_B.isfinite().all()
-        ):
-            raise PluginError(
-                f"{self.label_of('advantage', self.advantage)} returned advantages of shape "
-                f"{tuple(result.advantages_B.shape)}, finite: "
-                f"{bool(result.advantages_B.isfinite().all())}; {len(everyone)} finite ones are due"
-            )
-        if self.policy.is_main:
-            observe_totals(self.metrics, request, result.advantages_B)
-            for name, value in result.metrics.items():
-                self.metrics.mean(name, value)
-        return result.advantages_B[start : start + len(mine)]
+    def label_of(self, role: str, component: object) -> str:
+        return self._labels.get(id(component)) or describe(role, component)
+
+    # -- inside ---------------------------------------------------------------------------------
 
     def _reference_logprobs(self, rollouts: Sequence[Rollout]) -> list[Tensor] | None:
         if self.reference is None or "ref_logprobs" not in self.needs:
             return None
         with (
             self.metrics.timed("reference"),
-            self._attributed("reference", self.reference, "logprobs"),
+            self.attributed("reference", self.reference, "logprobs"),
         ):
             return self.reference.logprobs(rollouts)
-
-    def _require_version(self, rollouts: Sequence[Rollout]) -> None:
-        versions = {s.policy_version for r in rollouts for s in r.spans if s.sampled}
-        if versions - {self.policy.version}:
-            raise SyncError(
-                f"{self.label_of('generator', self.generator)} sampled with policy versions "
-                f"{sorted(map(str, versions))}, but the policy is at {self.policy.version}: new "
-                "weights did not reach the sampler, or old completions were returned"
-            )
-
-    def _attest(self) -> None:
-        bound = self.settings.max_sampler_mismatch
-        # With truncated sampling the two distributions differ by design.
-        if bound is None or self.sampling.truncates:
-            return
-        found = self.metrics.value("ratio/sampler_mismatch_kl", self.policy.gather)
-        if not found <= bound:
-            raise SyncError(
-                f"sampler and trainer disagree about the same tokens: KL {found:.3g} nats per "
-                f"token, bound train.max_sampler_mismatch {bound}. Probably the sampler holds "
-                "other weights (stale, or another checkpoint), another temperature or another chat "
-                "template than the trainer; metrics under ratio/sampler_mismatch tell more"
-            )
-
-    def _attributed(self, role: str, component: object, call: str) -> AbstractContextManager[None]:
-        return attributed(self.label_of(role, component), call)
-
-    def label_of(self, role: str, component: object) -> str:
-        return self._labels.get(id(component)) or describe(role, component)
 
     def _settings_as_config(self) -> dict[str, Any]:
         return {

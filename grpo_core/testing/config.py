@@ -1,0 +1,16 @@
+"""Options of the testing kit's components; no torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from grpo_core.settings import Settings
+
+
+class ScriptedConfig(Settings):
+    """What the generator `scripted` says."""
+
+    completions: tuple[str, ...] = Field(
+        min_length=1,
+        description="Texts, in turn: sample s of prompt p gets number (p * group_size + s).",
+    )

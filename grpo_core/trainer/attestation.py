@@ -1,0 +1,45 @@
+"""Do sampler and trainer hold the same weights? Asked every step, at no extra cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from grpo_core.errors import SyncError
+
+if TYPE_CHECKING:
+    from grpo_core.trainer.run import Run
+    from grpo_core.types import Rollout
+
+
+def require_version(run: Run, rollouts: Sequence[Rollout]) -> None:
+    """Raises ``SyncError`` unless every sampled token comes from the policy as it is now."""
+    versions = {s.policy_version for r in rollouts for s in r.spans if s.sampled}
+    if versions - {run.policy.version}:
+        raise SyncError(
+            f"{run.label('generator')} sampled with policy versions "
+            f"{sorted(map(str, versions))}, but the policy is at {run.policy.version}: new weights "
+            "did not reach the sampler, or old completions were returned"
+        )
+
+
+def attest(run: Run) -> None:
+    """Compare what sampler and trainer think of the same tokens, from the first minibatch's own
+    forward pass.
+
+    Raises:
+        SyncError: the KL from sampler to trainer is above ``train.max_sampler_mismatch``.
+    """
+    bound = run.settings.max_sampler_mismatch
+    # With truncated sampling the two distributions differ by design.
+    if bound is None or run.sampling.truncates:
+        return
+    found = run.metrics.value("ratio/sampler_mismatch_kl", run.policy.gather)
+    # NaN without a single action token: nothing to compare, and nothing to be wrong about.
+    if found > bound:
+        raise SyncError(
+            f"sampler and trainer disagree about the same tokens: KL {found:.3g} nats per token, "
+            f"bound train.max_sampler_mismatch {bound}. Probably the sampler holds other weights "
+            "(stale, or another checkpoint), or samples at another temperature; the metrics under "
+            "ratio/sampler_mismatch tell more"
+        )
