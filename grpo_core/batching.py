@@ -31,6 +31,9 @@ class RolloutBatch:
     """The rows of each optimizer step, in order, over all passes."""
     weights: Sequence[Tensor]
     """float64, the token weight of each row of ``plan``."""
+    contributes: Sequence[bool] = ()
+    """Whether a rollout's gradient can differ from 0; the others never reach the model, but count
+    in the normaliser. Empty: all do."""
     old_logprobs: list[Tensor | None] = field(default_factory=list)
     """Log-probs under the policy as it was before the first optimizer step; ``None`` while they
     are not known yet. Those of the first minibatch are known for free, from its own forward."""
@@ -41,13 +44,31 @@ class RolloutBatch:
     def minibatches(self) -> Iterator[Minibatch]:
         """One per optimizer step."""
         for position, (rows, weights) in enumerate(zip(self.plan, self.weights, strict=True)):
-            yield Minibatch(batch=self, rows=rows, weights_B=weights, first=position == 0)
+            kept = self._kept(rows)
+            yield Minibatch(
+                batch=self,
+                rows=tuple(rows[k] for k in kept),
+                weights_B=weights[kept],
+                first=position == 0,
+            )
 
     @property
     def rows_trained_later(self) -> list[int]:
         """Rollouts that are first trained on when the policy has already moved."""
         first = set(self.plan[0])
-        return [i for i in range(len(self.rollouts)) if i not in first]
+        later = sorted({row for rows in self.plan[1:] for row in rows} - first)
+        return [later[k] for k in self._kept(later)]
+
+    def _kept(self, rows: Sequence[int]) -> list[int]:
+        """Positions in ``rows`` of what is trained on.
+
+        At least the shortest one: without any gradient AdamW would not even apply its momentum,
+        and with data parallelism the other ranks would wait for this one.
+        """
+        kept = [k for k, row in enumerate(rows) if not self.contributes or self.contributes[row]]
+        if kept or not rows:
+            return kept
+        return [min(range(len(rows)), key=lambda k: len(self.rollouts[rows[k]].token_ids))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -110,7 +110,11 @@ class Task(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """Completions for prompts, each token with the log-prob it was sampled with."""
+    """Completions for prompts, each token with the log-prob it was sampled with.
+
+    ``exact_logprobs`` promises that these are the trainer's own to rounding (same process, same
+    weights, same precision), so that the core need not compute them again.
+    """
 
     def sync(self, update: WeightUpdate) -> int:
         """Take over new weights; return the ``policy_version`` now held, read back from where
@@ -161,7 +165,8 @@ class Loss(Protocol):
 
     ``needs`` (a ``frozenset`` of ``grpo_core.types.Need``) says what the core must compute for
     it, ``aggregation`` (``grpo_core.types.Aggregation``) how its tokens are averaged; a plain
-    function without them needs nothing and takes ``token-mean``.
+    function without them needs nothing and takes ``token-mean``. ``skips_zero_advantage`` promises
+    that a token of advantage 0 has gradient 0, so that the core may leave such rollouts out.
     """
 
     def __call__(self, tokens: ActionTokens) -> LossOutput: ...

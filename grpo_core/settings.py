@@ -51,8 +51,10 @@ class ModelSettings(Settings):
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Passed to the template, e.g. {enable_thinking: false}."
     )
-    layout: Literal["auto", "padded"] = Field(
-        "auto", description="How rollouts are laid out for the model."
+    layout: Literal["auto", "prefix-tree", "packed", "padded"] = Field(
+        "auto",
+        description="How rollouts are laid out for the model; auto is prefix-tree where it gives "
+        "the same log-probs as padded, which is tried at the start.",
     )
     lora: LoraSettings | None = Field(None, description="Train adapters in place of all weights.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,28 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def exact_norms() -> Callable[[torch.nn.Module], torch.nn.Module]:
+    """Replace a model's RMSNorms in place by ones that compute in the model's own dtype.
+
+    Those of transformers round to float32, which turns differences of 1e-16 into 1e-8 and would
+    hide every real difference below that.
+    """
+
+    def forward(norm: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        epsilon = getattr(norm, "variance_epsilon", None) or norm.eps
+        scale = norm.weight + 1 if type(norm).__name__.startswith("Gemma") else norm.weight
+        return scale * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + epsilon)
+
+    def replace(model: torch.nn.Module) -> torch.nn.Module:
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.forward = functools.partial(forward, module)
+        return model
+
+    return replace
 
 
 @pytest.fixture

@@ -17,6 +17,10 @@ from torch.autograd import Function
 TILE_ELEMENTS = 1 << 24
 """Logits alive at once: 64 MiB in float32, an eighth of the tile of TRL 1.16's fused head."""
 
+KEEP_ELEMENTS = 1 << 25
+"""Log-probs kept from forward to backward, 128 MiB in float32; the tiles beyond are made again. A
+kept tile saves one of its four matrix products."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadTransform:
@@ -89,10 +93,16 @@ class _FusedHead(Function):
         total = _sum_dtype(hidden_NH)
         logprobs_N = hidden_NH.new_empty(len(hidden_NH), dtype=total)
         entropy_N = torch.empty_like(logprobs_N)
+        ctx.kept = []
+        # A cap's derivative needs the logits themselves, which log-probs do not give back.
+        room = KEEP_ELEMENTS if transform.softcap is None and any(ctx.needs_input_grad) else 0
         weight = weight_VH.to(ctx.gemm_dtype)
         for start in range(0, len(hidden_NH), ctx.tile):
             rows = slice(start, start + ctx.tile)
             logp = transform.apply(_logits(hidden_NH[rows], weight, bias_V, total)).log_softmax(-1)
+            if logp.numel() <= room:
+                ctx.kept.append(logp)
+                room -= logp.numel()
             logprobs_N[rows] = logp.gather(1, target_N[rows, None]).squeeze(1)
             entropy_N[rows] = _entropy(logp)
         return logprobs_N, entropy_N
@@ -109,11 +119,16 @@ class _FusedHead(Function):
         grad_hidden = torch.empty_like(hidden_NH) if need_hidden else None
         grad_weight = torch.zeros_like(weight_VH, dtype=total) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=total) if need_bias else None
-        for start in range(0, len(hidden_NH), ctx.tile):
+        kept, ctx.kept = ctx.kept, []
+        for position, start in enumerate(range(0, len(hidden_NH), ctx.tile)):
             rows = slice(start, start + ctx.tile)
-            logits = transform.apply(_logits(hidden_NH[rows], weight, bias_V, total))
+            if position < len(kept):
+                logits = logp = kept[position]
+            else:
+                logits = transform.apply(_logits(hidden_NH[rows], weight, bias_V, total))
+                logp = logits.log_softmax(-1)
             grad = _grad_logits(
-                logits.log_softmax(-1),
+                logp,
                 target_N[rows],
                 None if grad_logprobs_N is None else grad_logprobs_N[rows],
                 None if grad_entropy_N is None else grad_entropy_N[rows],

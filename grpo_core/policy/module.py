@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class PolicyModule(nn.Module):
     def __init__(self, model: nn.Module, *, temperature: float = 1.0) -> None:
         super().__init__()
         self.model = model
+        self.train(model.training)
         self._transform = replace(head_transform(model), temperature=temperature)
         self.fused = self._head_is_known()
         if not self.fused:
@@ -39,7 +40,7 @@ class PolicyModule(nn.Module):
         """Log-probs of the action tokens and entropies at their positions, ``(N,)`` each, nats."""
         if not self.fused:
             return self._from_logits(inputs)
-        hidden = self._hidden(inputs.model_kwargs)
+        hidden = self._hidden(inputs.forward_kwargs)
         head = self._head()
         return token_logprobs(
             hidden.flatten(0, 1).index_select(0, inputs.predict_index_N),
@@ -49,14 +50,14 @@ class PolicyModule(nn.Module):
             self._transform,
         )
 
-    def _hidden(self, model_kwargs: dict[str, Tensor]) -> Tensor:
-        return cast("Tensor", base_of(self.model).base_model(**model_kwargs, use_cache=False)[0])
+    def _hidden(self, kwargs: dict[str, Any]) -> Tensor:
+        return cast("Tensor", base_of(self.model).base_model(**kwargs)[0])
 
     def _head(self) -> nn.Module:
         return cast("nn.Module", base_of(self.model).get_output_embeddings())
 
     def _from_logits(self, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
-        logits = base_of(self.model)(**inputs.model_kwargs, use_cache=False).logits
+        logits = base_of(self.model)(**inputs.forward_kwargs).logits
         rows = logits.flatten(0, 1).index_select(0, inputs.predict_index_N)
         rows = rows if rows.dtype == torch.float64 else rows.float()
         logp = (rows / self._transform.temperature).log_softmax(-1)
@@ -80,7 +81,7 @@ class PolicyModule(nn.Module):
         self.model.eval()
         try:
             expected = base(input_ids=ids, use_cache=False).logits
-            hidden = self._hidden({"input_ids": ids})
+            hidden = self._hidden({"input_ids": ids, "use_cache": False})
         finally:
             self.model.train(training)
         found = replace(self._transform, temperature=1.0).apply(head(hidden))

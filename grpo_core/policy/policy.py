@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +15,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from grpo_core.errors import ConfigError, NonFiniteGradientError
-from grpo_core.policy.layouts import ModelInputs, choose_layout
+from grpo_core.policy.layouts import Layout, ModelInputs
+from grpo_core.policy.layouts.choose import choose_layout
 from grpo_core.policy.model import (
     context_length,
     eos_token_ids,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
     from grpo_core.batching import Minibatch
     from grpo_core.settings import ModelSettings
+
+logger = logging.getLogger(__name__)
 
 MAX_SKIPPED = 3
 """Non-finite gradients in a row before the run stops; a single one is an accident of numerics."""
@@ -89,7 +93,6 @@ class Policy:
         self.version = 0
         self._attempts = 0
         self._skipped_in_a_row = 0
-        self._layout = choose_layout(model.layout)
         self._others: dict[int, PolicyModule] = {}
 
     def prepare(
@@ -105,6 +108,12 @@ class Policy:
         self._temperature = temperature
         self._tokens_per_microbatch = tokens_per_microbatch
         module = PolicyModule(self.model, temperature=temperature)
+        self._layout: Layout
+        self._layout, reason = choose_layout(
+            self.settings.layout, module, attention=self.settings.attn_implementation
+        )
+        self.layout = f"{type(self._layout).__name__}: {reason}"
+        logger.info("layout %s", self.layout)
         optimizer = make_optimizer(module, self.optimizer_settings)
         self._rate = rate_schedule(self.optimizer_settings, optimizer_steps)
         self._module, self._optimizer = self.accelerator.prepare(module, optimizer)
@@ -122,6 +131,11 @@ class Policy:
         weights = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         mixed = self.accelerator.mixed_precision
         return weights if mixed == "no" else f"{weights} weights, {mixed} autocast"
+
+    @property
+    def mixed(self) -> bool:
+        """Whether anything is computed in 16 bits."""
+        return "16" in self.precision
 
     @property
     def rank(self) -> int:
@@ -247,6 +261,10 @@ class Policy:
         with cast("Any", self.model).disable_adapter():
             yield
 
+    def tensor(self, values: Sequence[float]) -> Tensor:
+        """Numbers as a float64 tensor on the policy's device."""
+        return torch.tensor(values, dtype=torch.float64, device=self.device)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of training, for forward passes outside of ``token_logprobs``."""
         return cast("AbstractContextManager[Any]", self.accelerator.autocast())
@@ -285,7 +303,7 @@ class Policy:
             minibatch=minibatch,
             advantages_N=batch.advantages_B[rows].to(self.device)[index_N],
             weights_N=minibatch.weights_B[list(inputs.rows)].to(self.device)[index_N],
-            sampling_logprobs_N=torch.tensor(sampled, dtype=torch.float64, device=self.device),
+            sampling_logprobs_N=self.tensor(sampled),
             old_logprobs_N=torch.cat(cast("list[Tensor]", old)) if known else None,
             ref_logprobs_N=None if ref is None else torch.cat([ref[i] for i in rows]),
         )

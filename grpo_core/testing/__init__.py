@@ -1,6 +1,19 @@
 """Parts for testing plugins and runs without chance: shipped, supported, real components."""
 
-from grpo_core.testing.config import ScriptedConfig
-from grpo_core.testing.scripted import ScriptedGenerator
+from typing import TYPE_CHECKING
+
+from grpo_core.lazy import lazy_exports
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "ScriptedConfig": "grpo_core.testing.config",
+        "ScriptedGenerator": "grpo_core.testing.scripted",
+    },
+)
 
 __all__ = ["ScriptedConfig", "ScriptedGenerator"]
+
+if TYPE_CHECKING:
+    from grpo_core.testing.config import ScriptedConfig
+    from grpo_core.testing.scripted import ScriptedGenerator

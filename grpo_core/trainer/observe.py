@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from grpo_core.numerics import bounded, kl_k3
 from grpo_core.types import Abstained, AdvantageRequest, Failed, Rollout, ScoredRollouts
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def observe_tokens(
     metrics.sum("loss/total", float(weighted) / (ranks * len(micro.minibatch.batch.plan)))
     logprobs_N = tokens.logprobs_N.detach()
     metrics.mean("entropy/mean", tokens.entropy_N)
-    ratio_N = (logprobs_N - tokens.old_logprobs_N).exp()
+    ratio_N = bounded(logprobs_N - tokens.old_logprobs_N).exp()
     metrics.mean("ratio/mean", ratio_N)
     metrics.extremes("ratio", ratio_N)
     if tokens.ref_logprobs_N is not None:
@@ -90,10 +91,3 @@ def observe_tokens(
         )
     for name, values in out.metrics.items():
         metrics.mean(name, values)
-
-
-def kl_k3(sampled_N: Tensor, other_N: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(sampled || other) per token, from tokens drawn from the first:
-    ``r - 1 - log r`` with ``r = other / sampled``; never negative."""
-    log_ratio_N = other_N - sampled_N
-    return log_ratio_N.expm1() - log_ratio_N

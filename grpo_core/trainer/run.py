@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -205,15 +205,7 @@ class Run:
     ) -> RolloutBatch:
         """Advantages over all ranks, and the update's plan: minibatches, weights, log-probs."""
         advantages_B = compute_advantages(self, rollouts, scored)
-        if self.policy.is_main:
-            self.lifecycle.rollouts_scored(
-                RolloutsScored(
-                    step=step,
-                    rollouts_B=rollouts,
-                    scored=scored,
-                    advantages_B=advantages_B.tolist(),
-                )
-            )
+        self._publish(step, rollouts, scored, advantages_B)
         plan = plan_minibatches(
             [r.group for r in rollouts],
             minibatches=self.settings.minibatches_per_step,
@@ -234,12 +226,10 @@ class Run:
             ref_logprobs=self._reference_logprobs(rollouts),
             plan=plan,
             weights=weights,
+            contributes=self._contributes(rollouts, advantages_B),
         )
-        if "old_logprobs" in self.needs and (later := batch.rows_trained_later):
-            with self.metrics.timed("old_logprobs"):
-                found = self.policy.logprobs([rollouts[i] for i in later])
-            for row, logprobs in zip(later, found, strict=True):
-                batch.old_logprobs[row] = logprobs
+        if "old_logprobs" in self.needs:
+            self._find_old_logprobs(batch)
         return batch
 
     def loss(self, tokens: ActionTokens) -> LossOutput:
@@ -309,6 +299,59 @@ class Run:
         return self._labels.get(id(component)) or describe(role, component)
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _publish(
+        self,
+        step: int,
+        rollouts: Sequence[Rollout],
+        scored: ScoredRollouts,
+        advantages_B: Tensor,
+    ) -> None:
+        """Show the rollouts of all ranks to the observers, which live on the main one."""
+        mine = zip(
+            rollouts, zip(*scored.outcomes_F_B, strict=True), advantages_B.tolist(), strict=True
+        )
+        everyone = self.policy.gather(list(mine))
+        if not self.policy.is_main:
+            return
+        outcomes_F_B = tuple(zip(*(outcomes for _, outcomes, _ in everyone), strict=True))
+        self.lifecycle.rollouts_scored(
+            RolloutsScored(
+                step=step,
+                rollouts_B=[rollout for rollout, _, _ in everyone],
+                scored=replace(scored, outcomes_F_B=outcomes_F_B),
+                advantages_B=[advantage for _, _, advantage in everyone],
+            )
+        )
+
+    def _contributes(self, rollouts: Sequence[Rollout], advantages_B: Tensor) -> list[bool]:
+        """Which rollouts can move the weights."""
+        skips = bool(getattr(self._loss, "skips_zero_advantage", False))
+        contributes = [not skips or advantage != 0 for advantage in advantages_B.tolist()]
+        skipped = sum(r.action_count for r, c in zip(rollouts, contributes, strict=True) if not c)
+        total = sum(r.action_count for r in rollouts)
+        self.metrics.ratio("tokens/skipped_share", skipped, total)
+        return contributes
+
+    def _find_old_logprobs(self, batch: RolloutBatch) -> None:
+        """Those of the first minibatch come with its own forward pass; those of the others are
+        the sampler's where it is known to be exact, and computed otherwise."""
+        later = batch.rows_trained_later
+        if not later:
+            return
+        rollouts = [batch.rollouts[i] for i in later]
+        with self.metrics.timed("old_logprobs"):
+            if self._sampler_is_exact():
+                found = [self.policy.tensor(r.sampling_logprobs) for r in rollouts]
+            else:
+                found = self.policy.logprobs(rollouts)
+        for row, logprobs in zip(later, found, strict=True):
+            batch.old_logprobs[row] = logprobs
+
+    def _sampler_is_exact(self) -> bool:
+        exact = bool(getattr(self.generator, "exact_logprobs", False))
+        # In 16 bits decoding and training round differently by more than ratios can bear.
+        return exact and not self.sampling.truncates and not self.policy.mixed
 
     def _reference_logprobs(self, rollouts: Sequence[Rollout]) -> list[Tensor] | None:
         if self.reference is None or "ref_logprobs" not in self.needs:

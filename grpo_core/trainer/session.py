@@ -137,6 +137,7 @@ class Session:
             "processes": run.policy.ranks,
             "device": str(run.policy.device),
             "precision": run.policy.precision,
+            "layout": run.policy.layout,
         }
 
     def _evaluation_is_due(self, *, last: bool) -> bool:

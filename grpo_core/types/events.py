@@ -31,7 +31,7 @@ class RunStart:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutsScored:
-    """The rollouts of a step on this rank, with outcomes and advantages."""
+    """The rollouts of a step, over all ranks, with outcomes and advantages."""
 
     step: int
     rollouts_B: Sequence[Rollout]

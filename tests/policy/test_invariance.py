@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,12 @@ from grpo_core.types import Rollout
 MAX_TOKENS = 10
 
 
-@pytest.fixture(scope="module")
-def policy(tiny_model: Path) -> Policy:
-    policy = Policy(ModelSettings(path=str(tiny_model), dtype="float64"))
+@pytest.fixture(scope="module", params=["padded", "packed", "prefix-tree"])
+def policy(
+    tiny_model: Path, exact_norms: Callable[..., Any], request: pytest.FixtureRequest
+) -> Policy:
+    policy = Policy(ModelSettings(path=str(tiny_model), dtype="float64", layout=request.param))
+    exact_norms(policy.model)
     policy.prepare(optimizer_steps=1, temperature=0.9, tokens_per_microbatch=10**6)
     return policy
 

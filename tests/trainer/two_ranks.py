@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import torch
-from grpo_generator_hf import HFGenerator
-from grpo_losses import Dapo, GroupAdvantage
 
 from grpo_core import ModelSettings, OptimizerSettings, Policy, Run, SamplingParams, TrainSettings
 from grpo_core import train as run_training
 from grpo_core.demo.arithmetic import Arithmetic
+from grpo_generator_hf import HFGenerator
+from grpo_losses import Dapo, GroupAdvantage
 
 
 def length(completion_ids: list[list[int]], **_: object) -> list[float]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from grpo_core.policy.layouts.attention import AttentionPlan
     from grpo_core.types import Rollout
 
 
@@ -33,6 +34,8 @@ class ModelInputs:
     """int64, which of ``rows`` each action token belongs to."""
     tokens: int
     """Token positions that the model computes, padding included."""
+    attention: AttentionPlan | None = None
+    """Which tokens see which, when that is not plain causal attention within a row."""
 
     def to(self, device: torch.device) -> ModelInputs:
         """The same on another device."""
@@ -43,7 +46,14 @@ class ModelInputs:
             target_N=self.target_N.to(device),
             rollout_index_N=self.rollout_index_N.to(device),
             tokens=self.tokens,
+            attention=None if self.attention is None else self.attention.to(device),
         )
+
+    @property
+    def forward_kwargs(self) -> dict[str, Any]:
+        """What the model's ``forward`` is called with."""
+        plan = {} if self.attention is None else {"segments": self.attention}
+        return {**self.model_kwargs, **plan, "use_cache": False}
 
 
 class Layout(Protocol):

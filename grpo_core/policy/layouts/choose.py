@@ -1,0 +1,139 @@
+"""Which layout a model gets, decided by trying it: not by a list of architectures."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from grpo_core.errors import ConfigError
+from grpo_core.policy.layouts.attention import IMPLEMENTATION
+from grpo_core.policy.layouts.padded import PaddedLayout
+from grpo_core.policy.layouts.tree import PackedLayout, PrefixTreeLayout
+from grpo_core.policy.model import base_of
+from grpo_core.types import Prompt, Rollout, Span
+
+if TYPE_CHECKING:
+    from grpo_core.policy.layouts.base import Layout
+    from grpo_core.policy.module import PolicyModule
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Largest difference of log-probs between layouts that is rounding; 0.1 in 16 bits. A wrong mask
+or position changes them by whole nats."""
+
+
+def choose_layout(
+    name: str, module: PolicyModule, *, attention: str | None = None
+) -> tuple[Layout, str]:
+    """The layout and why it was taken. ``auto`` is the prefix tree wherever it is right.
+
+    Args:
+        attention: the attention implementation that the user asked for, if any.
+
+    Raises:
+        ConfigError: a layout was asked for by name that is wrong for this model.
+    """
+    if name == "padded":
+        return PaddedLayout(), "asked for"
+    obstacle = _obstacle(module, attention)
+    if obstacle is None:
+        layout = PackedLayout() if name == "packed" else PrefixTreeLayout()
+        return layout, "it gives the same log-probs as one padded row per rollout"
+    if name != "auto":
+        raise ConfigError(
+            f"model.layout {name!r} does not work for {type(base_of(module.model)).__name__}: "
+            f"{obstacle}; use auto or padded"
+        )
+    return PaddedLayout(), f"the prefix tree does not work here: {obstacle}"
+
+
+def _obstacle(module: PolicyModule, attention: str | None) -> str | None:
+    """Why segments cannot be used, or ``None`` after switching the model's attention to them."""
+    base = base_of(module.model)
+    before = base.config.get_text_config()._attn_implementation
+    if before == IMPLEMENTATION:
+        return None
+    if attention not in (None, "sdpa"):
+        return f"model.attn_implementation {attention!r} was asked for, and segments need 'sdpa'"
+    try:
+        base.set_attn_implementation(IMPLEMENTATION)
+        obstacle = _difference(module)
+    except Exception as error:
+        # Whatever an unknown architecture does with a flat batch, padding still works.
+        obstacle = f"{type(error).__name__}: {error}"
+    if obstacle is not None:
+        base.set_attn_implementation(before)
+    return obstacle
+
+
+@torch.no_grad()
+def _difference(module: PolicyModule) -> str | None:
+    rollouts = _probe(module)
+    found: list[torch.Tensor] = []
+    windows: list[int | None] = []
+    training = module.training
+    module.eval()
+    try:
+        for layout in (PaddedLayout(), PrefixTreeLayout(min_shared=1)):
+            [inputs] = layout.microbatches(rollouts, tokens_per_microbatch=10**6)
+            logprobs_N, _ = module(inputs.to(next(module.parameters()).device))
+            parts = logprobs_N.split([rollouts[row].action_count for row in inputs.rows])
+            ordered = sorted(zip(inputs.rows, parts, strict=True), key=lambda pair: pair[0])
+            found.append(torch.cat([part for _, part in ordered]))
+            windows = [] if inputs.attention is None else inputs.attention.windows
+    finally:
+        module.train(training)
+    expected = _windows(module)
+    if windows != expected:
+        return f"its layers ask for sliding windows {windows}, its config says {expected}"
+    off = float((found[0] - found[1]).abs().max())
+    bound = TOLERANCE.get(next(module.parameters()).dtype, 0.1)
+    return None if off <= bound else f"log-probs differ by {off:.2g} nats from those of padded rows"
+
+
+def _windows(module: PolicyModule) -> list[int | None]:
+    """The sliding window of each layer by the config: a window that a layer only puts into its
+    mask would be lost, and a probe of a few tokens is too short to show it."""
+    config = base_of(module.model).config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * config.num_hidden_layers
+    known = {"full_attention": None, "sliding_attention": window}
+    odd = [kind for kind in kinds if kind not in known]
+    if odd:
+        raise NotImplementedError(f"layers of type {odd[0]!r}")
+    return [known[kind] for kind in kinds]
+
+
+def _probe(module: PolicyModule) -> list[Rollout]:
+    """Two small groups: a shared prompt, forks inside the completions, a one-token prompt."""
+    vocabulary = base_of(module.model).config.get_text_config().vocab_size
+    shapes = [
+        ((1, 2, 3, 4, 5), [(6, 7, 8, 9), (6, 7, 10), (11,), (6, 7, 8, 12, 13, 14)]),
+        ((15,), [(16, 17, 18), (19, 20)]),
+    ]
+    return [
+        Rollout(
+            prompt=Prompt(id="probe", content=""),
+            prompt_ids=tuple(t % vocabulary for t in prompt),
+            group=group,
+            sample=sample,
+            spans=(
+                Span(
+                    token_ids=tuple(t % vocabulary for t in ids),
+                    logprobs=(0.0,) * len(ids),
+                    policy_version=0,
+                ),
+            ),
+            text="",
+            finish_reason="stop",
+        )
+        for group, (prompt, completions) in enumerate(shapes)
+        for sample, ids in enumerate(completions)
+    ]

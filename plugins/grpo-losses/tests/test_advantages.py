@@ -1,0 +1,162 @@
+"""Advantages against TRL's formulas and against plain arithmetic, NaN included."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from grpo_core.errors import ConfigError
+from grpo_core.types import AdvantageRequest
+from grpo_losses.advantages import (
+    BatchAdvantage,
+    CentredAdvantage,
+    GroupAdvantage,
+    UnscaledAdvantage,
+)
+
+nan = math.nan
+VARIANTS = [GroupAdvantage, BatchAdvantage, UnscaledAdvantage]
+
+
+def request(
+    rewards_F_B: list[list[float]] | Tensor, group_size: int, weights: list[float] | None = None
+) -> AdvantageRequest:
+    rewards = torch.as_tensor(rewards_F_B, dtype=torch.float64)
+    rollouts = rewards.shape[1]
+    return AdvantageRequest(
+        rewards_F_B=rewards,
+        weights_F=torch.tensor(weights or [1.0] * len(rewards), dtype=torch.float64),
+        group_B=torch.arange(rollouts) // group_size,
+        action_count_B=torch.ones(rollouts, dtype=torch.int64),
+    )
+
+
+def nanstd(x: Tensor, dim: int | None = None) -> Tensor:
+    """Bessel-corrected, NaN below two values, as TRL's helper."""
+    keep = x.dim() - 1 if dim is None else dim
+    x = x.flatten() if dim is None else x
+    keep = 0 if dim is None else keep
+    mean = x.nanmean(keep, keepdim=True)
+    count = (~x.isnan()).sum(keep)
+    variance = ((x - mean) ** 2).nanmean(keep) * count / (count - 1)
+    return variance.where(count > 1, torch.nan).sqrt()
+
+
+def trl(request: AdvantageRequest, group_size: int, scale: str) -> Tensor:
+    """TRL 1.16's "sum_then_normalize", in float64."""
+    weighted = request.rewards_F_B.T * request.weights_F
+    total = weighted.nansum(1).masked_fill(weighted.isnan().all(1), nan)
+    grouped = total.view(-1, group_size)
+    advantages = (grouped - grouped.nanmean(1, keepdim=True)).flatten()
+    if scale == "group":
+        advantages = advantages / (nanstd(grouped, 1).repeat_interleave(group_size) + 1e-4)
+    if scale == "batch":
+        advantages = advantages / (nanstd(total) + 1e-4)
+    return advantages.nan_to_num(nan=0.0)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "scale"),
+    [(GroupAdvantage(), "group"), (BatchAdvantage(), "batch"), (UnscaledAdvantage(), "none")],
+)
+@pytest.mark.parametrize("missing", [0.0, 0.2, 0.7])
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_trl(advantage: CentredAdvantage, scale: str, missing: float, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    rewards = torch.rand(3, 6 * 4, generator=rng, dtype=torch.float64)
+    rewards[torch.rand(3, 6 * 4, generator=rng) < missing] = nan
+    asked = request(rewards, 4, [1.0, 0.2, -0.5])
+    result = advantage(asked)
+    assert result.advantages_B.dtype == torch.float64
+    torch.testing.assert_close(result.advantages_B, trl(asked, 4, scale), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("make", VARIANTS)
+@given(
+    reward=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=9),
+    group_size=st.integers(2, 17),
+    missing=st.integers(0, 16),
+)
+def test_equal_rewards_give_exactly_zero(
+    make: type[CentredAdvantage], reward: list[float], group_size: int, missing: int
+) -> None:
+    rewards = torch.tensor(reward).double()[:, None].repeat(1, group_size)
+    rewards[:, : min(missing, group_size - 1)] = nan
+    rewards = torch.cat([rewards, torch.rand(len(reward), group_size).double()], 1)
+    advantages = make()(request(rewards, group_size, [0.1] * len(reward))).advantages_B
+    assert (advantages[:group_size] == 0).all()
+    assert advantages.isfinite().all()
+
+
+def test_missing_outcomes_take_no_part() -> None:
+    with_nan = GroupAdvantage()(request([[1, 0, nan, 1, 0, 0, 1, 0]], 4)).advantages_B
+    mean, std = 2 / 3, statistics.stdev([1, 0, 1])
+    expected = [(r - mean) / (std + 1e-4) for r in (1, 0, mean, 1)]
+    assert with_nan[:4].tolist() == pytest.approx(expected)
+    assert with_nan[2] == 0
+
+
+def test_a_provider_that_abstains_leaves_the_others() -> None:
+    result = UnscaledAdvantage()(request([[1, 1], [nan, 1]], 2, [1.0, 0.5]))
+    assert result.advantages_B.tolist() == [-0.25, 0.25]
+
+
+def test_a_watching_provider_does_not_turn_a_missing_reward_into_zero() -> None:
+    rewards = [[1, 0, nan], [5, 5, 5]]
+    result = UnscaledAdvantage()(request(rewards, 3, [1.0, 0.0]))
+    assert result.advantages_B.tolist() == [0.5, -0.5, 0.0]
+
+
+@pytest.mark.parametrize("make", VARIANTS)
+def test_a_group_of_one_value_and_a_group_of_none_are_silent(make: type[CentredAdvantage]) -> None:
+    advantages = make()(request([[nan, 3, nan, nan, 0, 1]], 2)).advantages_B
+    assert advantages[:4].tolist() == [0, 0, 0, 0]
+    assert advantages[4] < 0 < advantages[5]
+
+
+@pytest.mark.parametrize("make", VARIANTS)
+def test_nothing_scored_at_all_is_zero(make: type[CentredAdvantage]) -> None:
+    assert make()(request([[nan] * 4], 2)).advantages_B.tolist() == [0, 0, 0, 0]
+
+
+def test_batch_scale_keeps_the_difference_between_prompts() -> None:
+    """A group that spreads ten times as far keeps ten times the advantage."""
+    rewards = [[0, 1, 0, 10]]
+    batch = BatchAdvantage()(request(rewards, 2)).advantages_B
+    group = GroupAdvantage()(request(rewards, 2)).advantages_B
+    assert batch[3] / batch[1] == pytest.approx(10)
+    assert group[3] / group[1] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("make", VARIANTS)
+def test_groups_need_not_be_of_one_size_or_in_order(make: type[CentredAdvantage]) -> None:
+    rewards = torch.tensor([1.0, 0.0, 4.0, 2.0, 3.0]).double()
+    order = torch.tensor([4, 0, 3, 1, 2])
+    group_B = torch.tensor([0, 0, 1, 1, 1])
+
+    def ask(index: Tensor) -> Tensor:
+        asked = AdvantageRequest(
+            rewards_F_B=rewards[None, index],
+            weights_F=torch.ones(1).double(),
+            group_B=group_B[index],
+            action_count_B=torch.ones(5, dtype=torch.int64),
+        )
+        return make()(asked).advantages_B
+
+    torch.testing.assert_close(ask(order), ask(torch.arange(5))[order], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("make", VARIANTS)
+def test_groups_of_one_are_refused(make: type[CentredAdvantage]) -> None:
+    with pytest.raises(ConfigError, match=r"train.group_size is 1, .* every advantage would be 0"):
+        make()(request([[1, 0]], 1))
+
+
+def test_no_rollouts_at_all() -> None:
+    assert GroupAdvantage()(request(torch.zeros(1, 0), 2)).advantages_B.shape == (0,)
