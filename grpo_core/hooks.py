@@ -101,18 +101,33 @@ class Lifecycle:
         self._call("grpo_checkpoint_saved", event)
 
     def run_end(self, event: RunEnd) -> None:
-        self._call("grpo_run_end", event)
+        """Tells everyone, whoever fails: a terminal must be given back, a file closed."""
+        failures: list[GRPOError] = []
+        for impl in self._implementations("grpo_run_end"):
+            try:
+                self._call_one(impl, "grpo_run_end", event)
+            except GRPOError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def _call(self, hook: str, event: object) -> None:
+        for impl in self._implementations(hook):
+            self._call_one(impl, hook, event)
+
+    def _implementations(self, hook: str) -> list[pluggy.HookImpl]:
+        return list(reversed(getattr(self._manager.hook, hook).get_hookimpls()))
+
+    @staticmethod
+    def _call_one(impl: pluggy.HookImpl, hook: str, event: object) -> None:
         # One implementation at a time: pluggy's own call loop stops at the first exception
         # without saying whose it was.
-        for impl in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            try:
-                impl.function(*([event] if "event" in impl.argnames else []))
-            except GRPOError:
-                raise
-            except Exception as error:
-                label = impl.plugin_name.partition(": ")[2]
-                raise PluginError(
-                    f"{label} failed in {hook}: {type(error).__name__}: {error}"
-                ) from error
+        try:
+            impl.function(*([event] if "event" in impl.argnames else []))
+        except GRPOError:
+            raise
+        except Exception as error:
+            label = impl.plugin_name.partition(": ")[2]
+            raise PluginError(
+                f"{label} failed in {hook}: {type(error).__name__}: {error}"
+            ) from error

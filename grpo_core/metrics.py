@@ -61,13 +61,13 @@ class StepMetrics:
         """What ``timed(name)`` has counted so far on this rank."""
         return self._pieces[f"time/{name}"][1]
 
-    def value(self, name: str, gather: Callable[[list[Any]], list[Any]]) -> float:
-        """One metric as it stands, over all ranks; NaN when nobody has it."""
+    def value(self, name: str, gather: Callable[[list[Any]], list[Any]]) -> float | None:
+        """One metric as it stands, over all ranks; ``None`` when nobody has it."""
         one = StepMetrics()
         for piece in gather([self._pieces.get(name)]):
             if piece is not None:
                 one._add(name, piece)
-        return _value(one._pieces[name]) if name in one._pieces else float("nan")
+        return one.reduced(lambda pieces: pieces).get(name)
 
     def reduced(self, gather: Callable[[list[Any]], list[Any]]) -> dict[str, float]:
         """Combine the pieces of all ranks; ``gather`` concatenates lists over ranks."""

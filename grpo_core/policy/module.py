@@ -38,17 +38,26 @@ class PolicyModule(nn.Module):
 
     def forward(self, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         """Log-probs of the action tokens and entropies at their positions, ``(N,)`` each, nats."""
+        rows_N = self.rows(inputs)
         if not self.fused:
-            return self._from_logits(inputs)
-        hidden = self._hidden(inputs.forward_kwargs)
+            return self._of_logits(rows_N, inputs.target_N)
         head = self._head()
         return token_logprobs(
-            hidden.flatten(0, 1).index_select(0, inputs.predict_index_N),
+            rows_N,
             cast("Tensor", head.weight),
             cast("Tensor | None", getattr(head, "bias", None)),
             inputs.target_N,
             self._transform,
         )
+
+    def rows(self, inputs: ModelInputs) -> Tensor:
+        """What predicts each action token: ``(N, hidden size)`` hidden states, or ``(N,
+        vocabulary)`` logits where the head is not fused."""
+        if self.fused:
+            found = self._hidden(inputs.forward_kwargs)
+        else:
+            found = base_of(self.model)(**inputs.forward_kwargs).logits
+        return found.flatten(0, 1).index_select(0, inputs.predict_index_N)
 
     def _hidden(self, kwargs: dict[str, Any]) -> Tensor:
         return cast("Tensor", base_of(self.model).base_model(**kwargs)[0])
@@ -56,13 +65,11 @@ class PolicyModule(nn.Module):
     def _head(self) -> nn.Module:
         return cast("nn.Module", base_of(self.model).get_output_embeddings())
 
-    def _from_logits(self, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
-        logits = base_of(self.model)(**inputs.forward_kwargs).logits
-        rows = logits.flatten(0, 1).index_select(0, inputs.predict_index_N)
-        rows = rows if rows.dtype == torch.float64 else rows.float()
-        logp = (rows / self._transform.temperature).log_softmax(-1)
+    def _of_logits(self, rows_N: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+        rows_N = rows_N if rows_N.dtype == torch.float64 else rows_N.float()
+        logp = (rows_N / self._transform.temperature).log_softmax(-1)
         entropy = -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
-        return logp.gather(1, inputs.target_N[:, None]).squeeze(1), entropy
+        return logp.gather(1, target_N[:, None]).squeeze(1), entropy
 
     @torch.no_grad()
     def _head_is_known(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from grpo_core.errors import ConfigError, NonFiniteGradientError
-from grpo_core.policy.layouts import Layout, ModelInputs
+from grpo_core.policy.layouts import ModelInputs
 from grpo_core.policy.layouts.choose import choose_layout
 from grpo_core.policy.model import (
     context_length,
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
     from grpo_core.batching import Minibatch
     from grpo_core.settings import ModelSettings
-
-logger = logging.getLogger(__name__)
 
 MAX_SKIPPED = 3
 """Non-finite gradients in a row before the run stops; a single one is an accident of numerics."""
@@ -108,12 +105,9 @@ class Policy:
         self._temperature = temperature
         self._tokens_per_microbatch = tokens_per_microbatch
         module = PolicyModule(self.model, temperature=temperature)
-        self._layout: Layout
-        self._layout, reason = choose_layout(
+        self._layout, self.layout = choose_layout(
             self.settings.layout, module, attention=self.settings.attn_implementation
         )
-        self.layout = f"{type(self._layout).__name__}: {reason}"
-        logger.info("layout %s", self.layout)
         optimizer = make_optimizer(module, self.optimizer_settings)
         self._rate = rate_schedule(self.optimizer_settings, optimizer_steps)
         self._module, self._optimizer = self.accelerator.prepare(module, optimizer)

@@ -35,8 +35,8 @@ def attest(run: Run) -> None:
     if bound is None or run.sampling.truncates:
         return
     found = run.metrics.value("ratio/sampler_mismatch_kl", run.policy.gather)
-    # NaN without a single action token: nothing to compare, and nothing to be wrong about.
-    if found > bound:
+    # Written so that a NaN, from a generator that reports NaN log-probs, does not pass either.
+    if found is not None and not found <= bound:
         raise SyncError(
             f"sampler and trainer disagree about the same tokens: KL {found:.3g} nats per token, "
             f"bound train.max_sampler_mismatch {bound}. Probably the sampler holds other weights "

@@ -116,6 +116,7 @@ class Run:
         self.environment = environment or SingleTurn()
         self.reference = reference
         self.savers = tuple(savers)
+        self.observers = tuple(observers)
         self.evaluation = evaluation
         self.output = Path(output)
         self.rewards = tuple(

@@ -76,8 +76,9 @@ class Session:
         metrics["tokens/total"] = self._tokens
         self.history.append(metrics)
         notices = self._health.look(metrics)
-        for notice in notices:
-            logger.warning("step %d: %s", step, notice.text)
+        if not run.observers:
+            for notice in notices:
+                logger.warning("step %d: %s", step, notice.text)
         if run.policy.is_main:
             run.lifecycle.step_end(
                 StepEnd(

@@ -77,6 +77,7 @@ class StepEnd:
     """One step is complete: its metrics over all ranks, and what is worth saying about them."""
 
     step: int
+    """Counted from 0; ``step + 1`` steps are done."""
     steps: int
     policy_version: int
     metrics: Metrics

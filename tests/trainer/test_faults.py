@@ -260,3 +260,35 @@ def test_cut_off_completions_are_said_to_be_so(make_run: MakeRun) -> None:
 
 def test_a_healthy_run_is_left_in_peace(make_run: MakeRun) -> None:
     assert notices_of(make_run(train={"steps": 6})) == []
+
+
+def test_nan_logprobs_of_a_generator_do_not_pass(make_run: MakeRun) -> None:
+    class Nan(ScriptedGenerator):
+        def generate(self, request: Any) -> Iterator[Any]:
+            for group in super().generate(request):
+                completions = tuple(
+                    dataclasses.replace(c, logprobs=(float("nan"),) * len(c.logprobs))
+                    for c in group.completions_G
+                )
+                yield dataclasses.replace(group, completions_G=completions)
+
+    with pytest.raises(SyncError, match="KL nan"):
+        train(make_run(generator=Nan(ScriptedConfig(completions=("yes", "no")))))
+
+
+def test_every_observer_hears_of_the_end(make_run: MakeRun) -> None:
+    heard: list[str] = []
+
+    class Fails:
+        @hookimpl
+        def grpo_run_end(self, event: Any) -> None:
+            raise OSError("gone")
+
+    class Hears:
+        @hookimpl
+        def grpo_run_end(self, event: Any) -> None:
+            heard.append(event.status)
+
+    with pytest.raises(PluginError, match="observer Fails failed in grpo_run_end"):
+        train(make_run(observers=[Fails(), Hears()]))
+    assert heard == ["finished"]

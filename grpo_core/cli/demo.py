@@ -1,0 +1,52 @@
+"""``grpo demo``: the bundled job, from nothing but the package."""
+
+from __future__ import annotations
+
+from importlib.resources import files as package_files
+from itertools import count
+from pathlib import Path
+
+import click
+
+from grpo_core.cli.options import debug_option, override
+from grpo_core.cli.train import start
+
+PLAIN_STEPS = 100
+"""Skill grows more slowly than a habit is dropped: 0.49 to 0.74 in 100 steps was measured."""
+
+
+@click.command()
+@click.option("--plain", is_flag=True, help="Start from a model without the planted habit.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps instead of the usual number.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "-o", "--output", metavar="DIR", help="The run's folder; by default a fresh one in runs/."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be run, and touch nothing.")
+@debug_option
+def demo(plain: bool, steps: int | None, seed: int, output: str | None, dry_run: bool) -> None:
+    """Watch a small language model learn to think, in a few minutes on a CPU.
+
+    The model can do chained arithmetic step by step, but was taught the habit of answering at
+    once, mostly wrongly. GRPO rewards right answers and nothing else tells it to think. --plain
+    is the control without that habit: a slower gain in skill.
+    """
+    from grpo_core.cli.options import installed
+    from grpo_core.config import load_config
+    from grpo_core.demo import checkpoint
+
+    sets = [
+        override("model.path", str(checkpoint("plain" if plain else "habit"))),
+        override("train.seed", seed),
+        override("output", output or str(fresh_folder("demo-plain" if plain else "demo"))),
+    ]
+    if steps is not None or plain:
+        sets.append(override("train.steps", steps or PLAIN_STEPS))
+    config = str(package_files("grpo_core.demo") / "demo.yaml")
+    start(load_config([config], sets, installed((), ())), dry_run=dry_run)
+
+
+def fresh_folder(name: str, parent: Path = Path("runs")) -> Path:
+    """``runs/demo``, or ``runs/demo-2`` and so on: the first that does not exist."""
+    numbered = (parent / (name if n == 1 else f"{name}-{n}") for n in count(1))
+    return next(folder for folder in numbered if not folder.exists())

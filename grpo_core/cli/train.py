@@ -1,0 +1,84 @@
+"""``grpo train``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from grpo_core.cli.options import (
+    config_options,
+    debug_option,
+    installed,
+    override,
+    plugin_options,
+)
+from grpo_core.errors import ConfigError, RunExistsError
+
+if TYPE_CHECKING:
+    from grpo_core.config import ResolvedConfig
+
+INTERRUPTED = 130
+"""128 + SIGINT, as shells report it."""
+
+
+@click.command()
+@config_options
+@plugin_options
+@click.option("--dry-run", is_flag=True, help="Show what would be run, and touch nothing.")
+@click.option("-o", "--output", metavar="DIR", help="The run's folder; it must not hold a run.")
+@debug_option
+def train(
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    plugin_files: tuple[str, ...],
+    disabled: tuple[str, ...],
+    dry_run: bool,
+    output: str | None,
+) -> None:
+    """Train as CONFIG says; of several files the later ones win.
+
+    \b
+    grpo train run.yaml --set loss=grpo --set train.steps=200
+    """
+    from grpo_core.config import load_config
+
+    if output is not None:
+        sets = (*sets, override("output", output))
+    resolved = load_config(files, sets, installed(plugin_files, disabled))
+    start(resolved, dry_run=dry_run)
+
+
+def start(resolved: ResolvedConfig, *, dry_run: bool = False) -> None:
+    """Run a checked config to its end, or describe it.
+
+    Raises:
+        RunExistsError: its folder already holds a run; said before a model is loaded.
+        ConfigError: the packages that training needs are not installed.
+    """
+    folder = Path(resolved.config.output)
+    # Under torchrun only the first rank may look: it may be writing while the others start.
+    if os.environ.get("RANK", "0") == "0" and (folder / "config.yaml").exists():
+        raise RunExistsError(
+            f"output folder {str(folder)!r} already holds a run; choose another with --output, "
+            "or move the old one away"
+        )
+    if dry_run:
+        from grpo_core.cli.describe import description
+
+        return click.echo(description(resolved))
+    try:
+        from grpo_core.run import build_run
+        from grpo_core.trainer import train as run_to_end
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "grpo_core":
+            raise
+        raise ConfigError(
+            f"training needs {error.name}, which is not installed: pip install 'grpo-core[hf]'"
+        ) from error
+    result = run_to_end(build_run(resolved))
+    if result.status == "interrupted":
+        click.get_current_context().exit(INTERRUPTED)
+    return None
