@@ -54,6 +54,7 @@ def token_logprobs(
     transform: HeadTransform,
     *,
     tile_elements: int = TILE_ELEMENTS,
+    keep_elements: int = KEEP_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target and entropy of each distribution, both in nats.
 
@@ -68,7 +69,7 @@ def token_logprobs(
         be differentiated.
     """
     logprobs_N, entropy_N = _FusedHead.apply(  # type: ignore[no-untyped-call]
-        hidden_NH, weight_VH, bias_V, target_N, transform, tile_elements
+        hidden_NH, weight_VH, bias_V, target_N, transform, tile_elements, keep_elements
     )
     return logprobs_N, entropy_N
 
@@ -83,6 +84,7 @@ class _FusedHead(Function):
         target_N: Tensor,
         transform: HeadTransform,
         tile_elements: int,
+        keep_elements: int,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N)
@@ -95,7 +97,7 @@ class _FusedHead(Function):
         entropy_N = torch.empty_like(logprobs_N)
         ctx.kept = []
         # A cap's derivative needs the logits themselves, which log-probs do not give back.
-        room = KEEP_ELEMENTS if transform.softcap is None and any(ctx.needs_input_grad) else 0
+        room = keep_elements if transform.softcap is None and any(ctx.needs_input_grad) else 0
         weight = weight_VH.to(ctx.gemm_dtype)
         for start in range(0, len(hidden_NH), ctx.tile):
             rows = slice(start, start + ctx.tile)
@@ -110,7 +112,7 @@ class _FusedHead(Function):
     @staticmethod
     def backward(
         ctx: Any, grad_logprobs_N: Tensor | None, grad_entropy_N: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
         hidden_NH, weight_VH, bias_V, target_N = ctx.saved_tensors
         transform: HeadTransform = ctx.transform
         total = _sum_dtype(hidden_NH)
@@ -145,6 +147,7 @@ class _FusedHead(Function):
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight_VH.dtype),
             None if grad_bias is None else grad_bias.to(bias_V.dtype),
+            None,
             None,
             None,
             None,

@@ -81,7 +81,10 @@ class Policy:
         """
         self.settings = model
         self.optimizer_settings = optimizer or OptimizerSettings()
-        self.accelerator = Accelerator(mixed_precision=_precision(model))
+        # Autocast is ours: Accelerate keeps one precision per process for good, and a second
+        # policy in a notebook could not have another.
+        self.accelerator = Accelerator(mixed_precision="no")
+        self._autocast_dtype = _autocast_dtype(model)
         self.model: nn.Module = load_model(model).to(self.device)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         self.eos_token_ids = eos_token_ids(self.model, self.tokenizer)
@@ -123,8 +126,7 @@ class Policy:
     def precision(self) -> str:
         """How forward passes are computed: ``float32``, or ``float32 weights, bf16 autocast``."""
         weights = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        mixed = self.accelerator.mixed_precision
-        return weights if mixed == "no" else f"{weights} weights, {mixed} autocast"
+        return weights if self._autocast_dtype is None else f"{weights} weights, bf16 autocast"
 
     @property
     def mixed(self) -> bool:
@@ -165,7 +167,8 @@ class Policy:
 
     def token_logprobs(self, micro: MicroBatch) -> ActionTokens:
         """Run the model; flat log-probs with gradient and everything that a loss may see."""
-        logprobs_N, entropy_N = self._module(micro.inputs)
+        with self.autocast():
+            logprobs_N, entropy_N = self._module(micro.inputs)
         old_N = micro.old_logprobs_N
         if old_N is None:
             # The policy has not moved since it was sampled from: these *are* the old log-probs.
@@ -260,8 +263,10 @@ class Policy:
         return torch.tensor(values, dtype=torch.float64, device=self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of training, for forward passes outside of ``token_logprobs``."""
-        return cast("AbstractContextManager[Any]", self.accelerator.autocast())
+        """The precision of every forward pass, in training, scoring and sampling alike."""
+        if self._autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._autocast_dtype)
 
     # -- between processes --------------------------------------------------------------------
 
@@ -318,12 +323,14 @@ class Policy:
         return self._others[id(model)]
 
 
-def _precision(settings: ModelSettings) -> str:
-    """What Accelerate is asked for: bf16 where the hardware is fast at it.
+def _autocast_dtype(settings: ModelSettings) -> torch.dtype | None:
+    """bf16 where the hardware is fast at it.
 
     Not on CPUs: measured 5x slower than float32 on one without bf16 units.
     """
-    if settings.mixed_precision != "auto":
-        return settings.mixed_precision
-    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16" if fast and settings.dtype in ("auto", "float32") else "no"
+    if settings.mixed_precision == "auto":
+        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        wanted = fast and settings.dtype in ("auto", "float32")
+    else:
+        wanted = settings.mixed_precision == "bf16"
+    return torch.bfloat16 if wanted else None

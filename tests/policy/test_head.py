@@ -42,12 +42,14 @@ def reference(
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("tile_elements", [1, 3 * V, 1000])
+@pytest.mark.parametrize("keep_elements", [0, 4 * V, 1000])
 def test_values_and_gradients_equal_log_softmax(
-    transform: HeadTransform, bias: bool, tile_elements: int
+    transform: HeadTransform, bias: bool, tile_elements: int, keep_elements: int
 ) -> None:
     hidden, weight, offset, target = inputs(bias=bias)
     leaves = [x for x in (hidden, weight, offset) if x is not None]
-    found = token_logprobs(hidden, weight, offset, target, transform, tile_elements=tile_elements)
+    tiles = {"tile_elements": tile_elements, "keep_elements": keep_elements}
+    found = token_logprobs(hidden, weight, offset, target, transform, **tiles)
     expected = reference(hidden, weight, offset, target, transform)
     for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e, rtol=1e-12, atol=1e-12)
