@@ -95,7 +95,7 @@ class _FusedHead(Function):
         total = _sum_dtype(hidden_NH)
         logprobs_N = hidden_NH.new_empty(len(hidden_NH), dtype=total)
         entropy_N = torch.empty_like(logprobs_N)
-        ctx.kept = []
+        ctx.kept = {}
         # A cap's derivative needs the logits themselves, which log-probs do not give back.
         room = keep_elements if transform.softcap is None and any(ctx.needs_input_grad) else 0
         weight = weight_VH.to(ctx.gemm_dtype)
@@ -103,7 +103,7 @@ class _FusedHead(Function):
             rows = slice(start, start + ctx.tile)
             logp = transform.apply(_logits(hidden_NH[rows], weight, bias_V, total)).log_softmax(-1)
             if logp.numel() <= room:
-                ctx.kept.append(logp)
+                ctx.kept[start] = logp
                 room -= logp.numel()
             logprobs_N[rows] = logp.gather(1, target_N[rows, None]).squeeze(1)
             entropy_N[rows] = _entropy(logp)
@@ -121,11 +121,11 @@ class _FusedHead(Function):
         grad_hidden = torch.empty_like(hidden_NH) if need_hidden else None
         grad_weight = torch.zeros_like(weight_VH, dtype=total) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=total) if need_bias else None
-        kept, ctx.kept = ctx.kept, []
-        for position, start in enumerate(range(0, len(hidden_NH), ctx.tile)):
+        kept, ctx.kept = ctx.kept, {}
+        for start in range(0, len(hidden_NH), ctx.tile):
             rows = slice(start, start + ctx.tile)
-            if position < len(kept):
-                logits = logp = kept[position]
+            if start in kept:
+                logits = logp = kept[start]
             else:
                 logits = transform.apply(_logits(hidden_NH[rows], weight, bias_V, total))
                 logp = logits.log_softmax(-1)
