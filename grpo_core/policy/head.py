@@ -33,17 +33,21 @@ class HeadTransform:
     """Gemma 2's ``final_logit_softcapping`` (arXiv 2408.00118)."""
     temperature: float = 1.0
 
-    def apply(self, logits: Tensor) -> Tensor:
-        logits = logits * self.scale
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits / self.temperature
+    def apply_(self, logits: Tensor) -> Tensor:
+        """Transform logits in place: a tile is large, and a copy of it costs as much as its use."""
+        if self.softcap is None:
+            factor = self.scale / self.temperature
+        else:
+            logits.mul_(self.scale / self.softcap).tanh_()
+            factor = self.softcap / self.temperature
+        return logits if factor == 1 else logits.mul_(factor)
 
-    def backward(self, grad: Tensor, transformed: Tensor) -> Tensor:
-        """Chain rule through ``apply``, from its output."""
+    def backward_(self, grad: Tensor, transformed: Tensor) -> Tensor:
+        """Chain rule through ``apply_``, from its output, in place."""
         if self.softcap is not None:
-            grad = grad * (1 - (transformed * self.temperature / self.softcap).square())
-        return grad * (self.scale / self.temperature)
+            grad.mul_(1 - (transformed * (self.temperature / self.softcap)).square_())
+        factor = self.scale / self.temperature
+        return grad if factor == 1 else grad.mul_(factor)
 
 
 def token_logprobs(
@@ -101,7 +105,8 @@ class _FusedHead(Function):
         weight = weight_VH.to(ctx.gemm_dtype)
         for start in range(0, len(hidden_NH), ctx.tile):
             rows = slice(start, start + ctx.tile)
-            logp = transform.apply(_logits(hidden_NH[rows], weight, bias_V, total)).log_softmax(-1)
+            logits = transform.apply_(_logits(hidden_NH[rows], weight, bias_V, total))
+            logp = logits.log_softmax(-1)
             if logp.numel() <= room:
                 ctx.kept[start] = logp
                 room -= logp.numel()
@@ -113,6 +118,8 @@ class _FusedHead(Function):
     def backward(
         ctx: Any, grad_logprobs_N: Tensor | None, grad_entropy_N: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+        if grad_logprobs_N is None and grad_entropy_N is None:
+            return (None,) * 7
         hidden_NH, weight_VH, bias_V, target_N = ctx.saved_tensors
         transform: HeadTransform = ctx.transform
         total = _sum_dtype(hidden_NH)
@@ -127,7 +134,7 @@ class _FusedHead(Function):
             if start in kept:
                 logits = logp = kept[start]
             else:
-                logits = transform.apply(_logits(hidden_NH[rows], weight, bias_V, total))
+                logits = transform.apply_(_logits(hidden_NH[rows], weight, bias_V, total))
                 logp = logits.log_softmax(-1)
             grad = _grad_logits(
                 logp,
@@ -135,7 +142,7 @@ class _FusedHead(Function):
                 None if grad_logprobs_N is None else grad_logprobs_N[rows],
                 None if grad_entropy_N is None else grad_entropy_N[rows],
             )
-            grad = transform.backward(grad, logits)
+            grad = transform.backward_(grad, logits)
             grad_gemm = grad.to(ctx.gemm_dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = (grad_gemm @ weight).to(grad_hidden.dtype)
@@ -166,7 +173,7 @@ def _sum_dtype(hidden: Tensor) -> torch.dtype:
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, total: torch.dtype) -> Tensor:
     logits = (hidden.to(weight.dtype) @ weight.T).to(total)
-    return logits if bias is None else logits + bias.to(total)
+    return logits if bias is None else logits.add_(bias.to(total))
 
 
 def _entropy(logp: Tensor) -> Tensor:
@@ -179,12 +186,16 @@ def _grad_logits(
 ) -> Tensor:
     """Gradient with respect to the transformed logits: ``g (1[target] - p)`` from the log-prob,
     ``-g p (log p + H)`` from the entropy."""
-    p = logp.exp()
-    grad = torch.zeros_like(p)
-    if grad_logprobs is not None:
-        grad = -p * grad_logprobs[:, None]
-        grad.scatter_add_(1, target[:, None], grad_logprobs[:, None])
-    if grad_entropy is not None:
+    grad = logp.exp()
+    if grad_entropy is None:
+        assert grad_logprobs is not None
+        grad.mul_(-grad_logprobs[:, None])
+    else:
         logp = logp.clamp(min=torch.finfo(logp.dtype).min)
-        grad = grad - grad_entropy[:, None] * p * (logp + _entropy(logp)[:, None])
+        factor = (logp + _entropy(logp)[:, None]).mul_(-grad_entropy[:, None])
+        if grad_logprobs is not None:
+            factor.sub_(grad_logprobs[:, None])
+        grad.mul_(factor)
+    if grad_logprobs is not None:
+        grad.scatter_add_(1, target[:, None], grad_logprobs[:, None])
     return grad

@@ -91,7 +91,7 @@ class PolicyModule(nn.Module):
             hidden = self._hidden({"input_ids": ids, "use_cache": False})
         finally:
             self.model.train(training)
-        found = replace(self._transform, temperature=1.0).apply(head(hidden))
+        found = replace(self._transform, temperature=1.0).apply_(head(hidden))
         tolerance = 0.05 if found.dtype in (torch.bfloat16, torch.float16) else 1e-3
         return found.shape == expected.shape and torch.allclose(
             found.float(), expected.float(), rtol=tolerance, atol=tolerance

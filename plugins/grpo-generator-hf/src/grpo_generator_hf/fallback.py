@@ -1,0 +1,80 @@
+"""Sampling through `model.generate`, for models whose state cannot be multiplied and compacted.
+
+Slower: a prompt is computed once per completion, and rows that have finished go on being computed.
+The draws are the same: `generate` is told to be greedy, and shown logits in which only the token
+drawn here is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from grpo_generator_hf.kv_cache import input_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from grpo_core.types import GenerateRequest
+    from grpo_generator_hf.draws import Draws
+
+
+def decode_by_generate(
+    base: PreTrainedModel, request: GenerateRequest, prompt: int, rows: int, draws: Draws
+) -> None:
+    """Sample ``rows`` completions of one prompt into ``draws``.
+
+    One prompt at a time: with others of unlike length there would be padding, which recurrent
+    layers carry along.
+    """
+    device = input_device(base)
+    ids_BT = torch.tensor([request.prompt_ids_P[prompt]], device=device).repeat(rows, 1)
+    # PreTrainedModel does not declare what its generation mixin adds.
+    generate = cast("Callable[..., object]", base.generate)
+    with _own_generation_config(base, request.sampling.max_tokens):
+        generate(
+            ids_BT,
+            attention_mask=torch.ones_like(ids_BT),
+            logits_processor=LogitsProcessorList([_OnlyTheDrawn(draws)]),
+            stopping_criteria=StoppingCriteriaList([_UntilFinished(draws)]),
+        )
+
+
+class _OnlyTheDrawn(LogitsProcessor):
+    def __init__(self, draws: Draws) -> None:
+        self._draws = draws
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        token_B = self._draws.draw(scores)
+        return torch.full_like(scores, -torch.inf).scatter(1, token_B[:, None], 0.0)
+
+
+class _UntilFinished(StoppingCriteria):
+    def __init__(self, draws: Draws) -> None:
+        self._draws = draws
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.tensor(self._draws.finished(), device=input_ids.device)
+
+
+@contextmanager
+def _own_generation_config(base: PreTrainedModel, max_tokens: int) -> Iterator[None]:
+    """`generate` takes what a call leaves open from the model's own generation config: suppressed
+    tokens, penalties and length rules there would change the distribution behind our back."""
+    before = base.generation_config
+    base.generation_config = GenerationConfig(do_sample=False, max_new_tokens=max_tokens)
+    try:
+        yield
+    finally:
+        base.generation_config = before
