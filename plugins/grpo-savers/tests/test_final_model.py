@@ -48,6 +48,16 @@ def elsewhere(code: str, cwd: Path) -> str:
     return done.stdout
 
 
+def test_all_files_are_as_readable_as_the_umask_allows(
+    make_policy: MakePolicy, make_request: MakeRequest, tmp_path: Path
+) -> None:
+    folder = SafetensorsSaver().save(make_request(make_policy()))
+    assert folder is not None
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert {p.stat().st_mode for p in folder.iterdir()} == {plain.stat().st_mode}
+
+
 @pytest.mark.parametrize("kind", ["full", "adapter"])
 def test_it_loads_and_answers_in_a_process_without_this_package(
     kind: str, make_policy: MakePolicy, make_request: MakeRequest, tmp_path: Path

@@ -50,5 +50,10 @@ class SafetensorsSaver:
                 )
             write_tokenizer(policy, folder)
             # Last, because PEFT writes a README of its own.
-            model_card(request).save(folder / "README.md")
+            card = folder / "README.md"
+            model_card(request).save(card)
+            for path in folder.iterdir():
+                # safetensors makes its files readable by their owner alone, whatever the umask
+                # says, and a model in a shared folder could not be loaded by anybody else.
+                path.chmod(card.stat().st_mode)
         return target
