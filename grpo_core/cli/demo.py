@@ -12,7 +12,7 @@ from grpo_core.cli.options import debug_option, override
 from grpo_core.cli.train import start
 
 PLAIN_STEPS = 100
-"""Skill grows more slowly than a habit is dropped: 0.49 to 0.74 in 100 steps was measured."""
+"""Skill grows more slowly than a habit is dropped: from 0.59 to 0.67 in 100 steps, measured."""
 
 
 @click.command()

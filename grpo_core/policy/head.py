@@ -18,8 +18,8 @@ TILE_ELEMENTS = 1 << 24
 """Logits alive at once: 64 MiB in float32, an eighth of the tile of TRL 1.16's fused head."""
 
 KEEP_ELEMENTS = 1 << 25
-"""Log-probs kept from forward to backward, 128 MiB in float32; the tiles beyond are made again. A
-kept tile saves one of its four matrix products."""
+"""Probabilities kept from forward to backward, 128 MiB in float32; the tiles beyond are made
+again. A kept tile saves one of its four matrix products and its exponentials."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +57,7 @@ def token_logprobs(
     target_N: Tensor,
     transform: HeadTransform,
     *,
+    entropy_gradient: bool = True,
     tile_elements: int = TILE_ELEMENTS,
     keep_elements: int = KEEP_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
@@ -67,13 +68,21 @@ def token_logprobs(
         weight_VH: the head's weight, tied or not.
         bias_V: its bias, if it has one.
         target_N: int64 token ids.
+        entropy_gradient: whether the entropy will be differentiated; most losses only report it.
 
     Returns:
         ``(logprobs_N, entropy_N)`` in float32, or float64 when the hidden states are; both can
         be differentiated.
     """
     logprobs_N, entropy_N = _FusedHead.apply(  # type: ignore[no-untyped-call]
-        hidden_NH, weight_VH, bias_V, target_N, transform, tile_elements, keep_elements
+        hidden_NH,
+        weight_VH,
+        bias_V,
+        target_N,
+        transform,
+        entropy_gradient,
+        tile_elements,
+        keep_elements,
     )
     return logprobs_N, entropy_N
 
@@ -87,6 +96,7 @@ class _FusedHead(Function):
         bias_V: Tensor | None,
         target_N: Tensor,
         transform: HeadTransform,
+        entropy_gradient: bool,
         tile_elements: int,
         keep_elements: int,
     ) -> tuple[Tensor, Tensor]:
@@ -100,26 +110,31 @@ class _FusedHead(Function):
         logprobs_N = hidden_NH.new_empty(len(hidden_NH), dtype=total)
         entropy_N = torch.empty_like(logprobs_N)
         ctx.kept = {}
-        # A cap's derivative needs the logits themselves, which log-probs do not give back.
-        room = keep_elements if transform.softcap is None and any(ctx.needs_input_grad) else 0
+        # A cap's derivative needs the logits and an entropy's the log-probs: those are made again.
+        keeps = transform.softcap is None and not entropy_gradient and any(ctx.needs_input_grad)
+        room = keep_elements if keeps else 0
         weight = weight_VH.to(ctx.gemm_dtype)
         for start in range(0, len(hidden_NH), ctx.tile):
             rows = slice(start, start + ctx.tile)
             logits = transform.apply_(_logits(hidden_NH[rows], weight, bias_V, total))
             logp = logits.log_softmax(-1)
-            if logp.numel() <= room:
-                ctx.kept[start] = logp
-                room -= logp.numel()
+            del logits
+            p = logp.exp()
             logprobs_N[rows] = logp.gather(1, target_N[rows, None]).squeeze(1)
-            entropy_N[rows] = _entropy(logp)
+            entropy_N[rows] = _entropy(p, logp)
+            if p.numel() <= room:
+                ctx.kept[start] = p
+                room -= p.numel()
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy_N)
         return logprobs_N, entropy_N
 
     @staticmethod
     def backward(
         ctx: Any, grad_logprobs_N: Tensor | None, grad_entropy_N: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
         if grad_logprobs_N is None and grad_entropy_N is None:
-            return (None,) * 7
+            return (None,) * 8
         hidden_NH, weight_VH, bias_V, target_N = ctx.saved_tensors
         transform: HeadTransform = ctx.transform
         total = _sum_dtype(hidden_NH)
@@ -131,23 +146,22 @@ class _FusedHead(Function):
         kept, ctx.kept = ctx.kept, {}
         for start in range(0, len(hidden_NH), ctx.tile):
             rows = slice(start, start + ctx.tile)
+            targets = target_N[rows]
+            grad_logprobs = None if grad_logprobs_N is None else grad_logprobs_N[rows]
             if start in kept:
-                logits = logp = kept[start]
+                grad = _grad_logits(kept.pop(start), None, targets, grad_logprobs, None)
+                grad = transform.backward_(grad, grad)
             else:
                 logits = transform.apply_(_logits(hidden_NH[rows], weight, bias_V, total))
                 logp = logits.log_softmax(-1)
-            grad = _grad_logits(
-                logp,
-                target_N[rows],
-                None if grad_logprobs_N is None else grad_logprobs_N[rows],
-                None if grad_entropy_N is None else grad_entropy_N[rows],
-            )
-            grad = transform.backward_(grad, logits)
+                grad_entropy = None if grad_entropy_N is None else grad_entropy_N[rows]
+                grad = _grad_logits(logp.exp(), logp, targets, grad_logprobs, grad_entropy)
+                grad = transform.backward_(grad, logits)
             grad_gemm = grad.to(ctx.gemm_dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = (grad_gemm @ weight).to(grad_hidden.dtype)
             if grad_weight is not None:
-                grad_weight += grad_gemm.T @ hidden_NH[rows].to(ctx.gemm_dtype)
+                _add_product(grad_weight, grad_gemm.T, hidden_NH[rows].to(ctx.gemm_dtype))
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
         return (
@@ -158,7 +172,16 @@ class _FusedHead(Function):
             None,
             None,
             None,
+            None,
         )
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b``, without a second matrix of the weight's size where that can be."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def _gemm_dtype(hidden: Tensor) -> torch.dtype:
@@ -176,26 +199,35 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, total: torch.dt
     return logits if bias is None else logits.add_(bias.to(total))
 
 
-def _entropy(logp: Tensor) -> Tensor:
-    # 0 * -inf is NaN: a token that a model rules out completely must add nothing.
-    return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
+def _entropy(p: Tensor, logp: Tensor) -> Tensor:
+    # A dot product needs no tile of its own for p * log p.
+    entropy: Tensor = -torch.linalg.vecdot(p, logp)
+    if entropy.isnan().any():
+        # 0 * -inf: a token that a model rules out completely adds nothing.
+        entropy = -torch.linalg.vecdot(p, logp.clamp(min=torch.finfo(logp.dtype).min))
+    return entropy
 
 
 def _grad_logits(
-    logp: Tensor, target: Tensor, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
+    p: Tensor,
+    logp: Tensor | None,
+    target: Tensor,
+    grad_logprobs: Tensor | None,
+    grad_entropy: Tensor | None,
 ) -> Tensor:
     """Gradient with respect to the transformed logits: ``g (1[target] - p)`` from the log-prob,
-    ``-g p (log p + H)`` from the entropy."""
-    grad = logp.exp()
+    ``-g p (log p + H)`` from the entropy; ``p`` becomes the result."""
     if grad_entropy is None:
         assert grad_logprobs is not None
-        grad.mul_(-grad_logprobs[:, None])
+        grad = p.mul_(-grad_logprobs[:, None])
     else:
-        logp = logp.clamp(min=torch.finfo(logp.dtype).min)
-        factor = (logp + _entropy(logp)[:, None]).mul_(-grad_entropy[:, None])
+        assert logp is not None
+        entropy = _entropy(p, logp)
+        factor = logp.clamp(min=torch.finfo(logp.dtype).min).add_(entropy[:, None])
+        factor.mul_(-grad_entropy[:, None])
         if grad_logprobs is not None:
             factor.sub_(grad_logprobs[:, None])
-        grad.mul_(factor)
+        grad = p.mul_(factor)
     if grad_logprobs is not None:
         grad.scatter_add_(1, target[:, None], grad_logprobs[:, None])
     return grad

@@ -23,8 +23,11 @@ class PolicyModule(nn.Module):
     calling the backbone past it would leave the ranks' gradients apart without a word.
     """
 
-    def __init__(self, model: nn.Module, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self, model: nn.Module, *, temperature: float = 1.0, entropy_gradient: bool = True
+    ) -> None:
         super().__init__()
+        self._entropy_gradient = entropy_gradient
         self.model = model
         self.train(model.training)
         self._transform = replace(head_transform(model), temperature=temperature)
@@ -48,6 +51,7 @@ class PolicyModule(nn.Module):
             cast("Tensor | None", getattr(head, "bias", None)),
             inputs.target_N,
             self._transform,
+            entropy_gradient=self._entropy_gradient,
         )
 
     def rows(self, inputs: ModelInputs) -> Tensor:

@@ -107,7 +107,9 @@ class Policy:
         self._needs = needs
         self._temperature = temperature
         self._tokens_per_microbatch = tokens_per_microbatch
-        module = PolicyModule(self.model, temperature=temperature)
+        module = PolicyModule(
+            self.model, temperature=temperature, entropy_gradient="entropy" in needs
+        )
         self._layout, self.layout = choose_layout(
             self.settings.layout, module, attention=self.settings.attn_implementation
         )

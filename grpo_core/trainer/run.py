@@ -150,7 +150,8 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The steps that are left, until the last or until somebody asks to stop."""
         for step in range(self.settings.steps):
-            if self._session.stop_requested:
+            # Asked of all ranks: one that stops alone leaves the others waiting for ever.
+            if any(self.policy.gather([self._session.stop_requested])):
                 return
             self.metrics = StepMetrics()
             self._step_started = perf_counter()

@@ -43,20 +43,34 @@ def reference(
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("tile_elements", [1, 3 * V, 1000])
 @pytest.mark.parametrize("keep_elements", [0, 4 * V, 1000])
+@pytest.mark.parametrize("entropy_gradient", [False, True])
 def test_values_and_gradients_equal_log_softmax(
-    transform: HeadTransform, bias: bool, tile_elements: int, keep_elements: int
+    transform: HeadTransform,
+    bias: bool,
+    tile_elements: int,
+    keep_elements: int,
+    entropy_gradient: bool,
 ) -> None:
     hidden, weight, offset, target = inputs(bias=bias)
     leaves = [x for x in (hidden, weight, offset) if x is not None]
-    tiles = {"tile_elements": tile_elements, "keep_elements": keep_elements}
-    found = token_logprobs(hidden, weight, offset, target, transform, **tiles)
+    found = token_logprobs(
+        hidden,
+        weight,
+        offset,
+        target,
+        transform,
+        entropy_gradient=entropy_gradient,
+        tile_elements=tile_elements,
+        keep_elements=keep_elements,
+    )
     expected = reference(hidden, weight, offset, target, transform)
     for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e, rtol=1e-12, atol=1e-12)
     weights = torch.linspace(-1, 2, N, dtype=torch.float64)
 
     def gradients(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad((pair[0] * weights + 0.3 * pair[1] * weights**2).sum(), leaves)
+        entropy = 0.3 * pair[1] * weights**2 if entropy_gradient else 0
+        return torch.autograd.grad((pair[0] * weights + entropy).sum(), leaves)
 
     for f, e in zip(gradients(found), gradients(expected), strict=True):
         torch.testing.assert_close(f, e, rtol=1e-11, atol=1e-12)
