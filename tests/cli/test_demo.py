@@ -15,7 +15,7 @@ def settings(done) -> dict:
     return yaml.safe_load(done.stdout)
 
 
-def test_the_settings_are_those_that_were_measured(grpo) -> None:
+def test_the_job_is_the_one_that_was_measured(grpo) -> None:
     shown = settings(grpo("demo", "--dry-run"))
     assert shown["model"]["path"] == str(checkpoint("habit"))
     assert shown["output"] == "runs/demo"
@@ -23,8 +23,9 @@ def test_the_settings_are_those_that_were_measured(grpo) -> None:
     assert (train["steps"], train["prompts_per_step"], train["group_size"]) == (70, 16, 8)
     assert (shown["sampling"]["temperature"], shown["sampling"]["max_tokens"]) == (1.0, 48)
     optimizer = shown["optimizer"]
-    assert (optimizer["learning_rate"], optimizer["schedule"]) == (2e-4, "linear")
-    assert (optimizer["betas"], optimizer["max_grad_norm"]) == ([0.9, 0.95], 1.0)
+    # 1e-3 was measured to destroy such a policy within 20 steps.
+    assert optimizer["learning_rate"] < 1e-3
+    assert (optimizer["schedule"], optimizer["betas"]) == ("linear", [0.9, 0.95])
     assert [(r["name"], r["weight"]) for r in shown["rewards"]] == [
         ("exact-answer", 1.0),
         ("think-format", 0.2),
@@ -32,7 +33,6 @@ def test_the_settings_are_those_that_were_measured(grpo) -> None:
     assert (shown["loss"]["name"], shown["reference"]["name"]) == ("dapo", "none")
     evaluation = shown["evaluation"]
     assert (evaluation["prompts"], evaluation["sampled"], evaluation["greedy"]) == (256, True, True)
-    assert evaluation["every"] == 0
 
 
 def test_options(grpo) -> None:

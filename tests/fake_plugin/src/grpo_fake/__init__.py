@@ -1,0 +1,1 @@
+"""One small but working variant of every role."""
