@@ -47,8 +47,7 @@ class CallableReward:
                 f"a reward must be callable or have a score method, not {type(function).__name__}"
             )
         self._function = function
-        self._accepts = _accepted(function)
-        self.is_async = _is_async(function)
+        self._accepts, self._requires = _signature(function)
 
     @property
     def name(self) -> str:
@@ -61,6 +60,12 @@ class CallableReward:
     def score(self, request: ScoreRequest) -> Any:
         """One outcome per rollout, or an awaitable of them."""
         arguments = _arguments(request.rollouts_B)
+        missing = sorted(self._requires - arguments.keys())
+        if missing:
+            raise RewardError(
+                f"asks for {missing[0]!r}, which the data do not have; there are: "
+                f"{', '.join(sorted(arguments))}"
+            )
         if self._accepts is not None:
             arguments = {k: v for k, v in arguments.items() if k in self._accepts}
         answer = self._function(**arguments)
@@ -126,20 +131,14 @@ def _prompt_content(rollout: Rollout) -> Any:
     return content if isinstance(content, str) else [dict(message) for message in content]
 
 
-def _accepted(function: Callable[..., Any]) -> frozenset[str] | None:
-    """The argument names that a function takes; ``None`` when it takes any."""
+def _signature(function: Callable[..., Any]) -> tuple[frozenset[str] | None, frozenset[str]]:
+    """The argument names that a function takes (``None``: any), and those it cannot do without."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return None
+        return None, frozenset()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    required = frozenset(p.name for p in named if p.default is p.empty)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return frozenset(p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY)
-
-
-def _is_async(function: Any) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004
-    )
+        return None, required
+    return frozenset(p.name for p in named), required

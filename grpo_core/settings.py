@@ -5,9 +5,10 @@ Defaults name their source. Nothing here imports torch.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Settings(BaseModel):
@@ -57,6 +58,11 @@ class ModelSettings(Settings):
         "the same log-probs as padded, which is tried at the start.",
     )
     lora: LoraSettings | None = Field(None, description="Train adapters in place of all weights.")
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, Path) else value
 
 
 class OptimizerSettings(Settings):

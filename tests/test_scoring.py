@@ -70,6 +70,14 @@ def test_a_function_gets_only_what_it_names() -> None:
     assert [o.value for o in score(reward, rows)] == [1.0, 0.0]
 
 
+def test_a_function_that_asks_for_a_missing_column() -> None:
+    def reward(completions: list[str], solution: list[str], **_: Any) -> list[float]:
+        return [1.0]
+
+    with pytest.raises(RewardError, match="asks for 'solution', which the data do not have"):
+        score(reward, [rollout("4", answer="4")])
+
+
 class AsyncCallable:
     async def __call__(self, completions: list[str], **_: Any) -> list[float]:
         await asyncio.sleep(0)

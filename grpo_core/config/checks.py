@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 Finding = tuple[KeyPath, str]
 
-COMPARING = ("batch", "group", "none")
-"""First-party advantages, which declare ``min_group_size`` on classes that import torch."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
@@ -68,7 +65,7 @@ def _group_size(draft: Draft) -> Iterator[Finding]:
     advantage, train = draft.component("advantage"), draft.train
     if advantage is None or train is None:
         return
-    least = _declared(advantage, "min_group_size", 2 if advantage.name in COMPARING else 1)
+    least = _declared(advantage, "min_group_size", 1)
     if train.group_size < least:
         yield (
             ("train", "group_size"),

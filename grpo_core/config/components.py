@@ -178,6 +178,8 @@ def _accepted(registration: Registration) -> Iterable[str] | None:
         parameters = inspect.signature(registration.target).parameters.values()
     except (TypeError, ValueError):
         return None
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    # A function's **kwargs are for data columns: taken for options, a misspelt `weight` would pass.
+    is_class = isinstance(registration.target, type)
+    if is_class and any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

@@ -1,9 +1,4 @@
-"""YAML in and out: the YAML 1.2 core schema, with line numbers.
-
-PyYAML speaks YAML 1.1, in which ``1e-6`` is a string, ``no`` is false and ``010`` is eight: each
-of these would start a run with another setting than the one written. So numbers are read as
-people write them, and true and false are the only booleans.
-"""
+"""YAML files and text as trees with line numbers; see ``grpo_core.yaml12`` for the dialect."""
 
 from __future__ import annotations
 
@@ -15,51 +10,7 @@ import yaml
 
 from grpo_core.config.problems import Problems
 from grpo_core.config.tree import Node, Place
-
-_TAG = "tag:yaml.org,2002:"
-_FLOAT = re.compile(
-    r"""[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$
-       |[-+]?[0-9]+[eE][-+]?[0-9]+$
-       |[-+]?\.(inf|Inf|INF)$
-       |\.(nan|NaN|NAN)$""",
-    re.VERBOSE,
-)
-_CORE_SCHEMA = {
-    "null": (re.compile(r"~$|null$|Null$|NULL$|$"), ["~", "n", "N", ""]),
-    "bool": (re.compile(r"true$|True$|TRUE$|false$|False$|FALSE$"), list("tTfF")),
-    "int": (re.compile(r"[-+]?[0-9]+$|0o[0-7]+$|0x[0-9a-fA-F]+$"), list("-+0123456789")),
-    "float": (_FLOAT, list("-+.0123456789")),
-}
-
-
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = {}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes whatever YAML 1.1 or 1.2 would take for something other than the string it is."""
-
-    yaml_implicit_resolvers = {
-        first: list(resolvers)
-        for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
-    }
-
-
-for _name, (_pattern, _first) in _CORE_SCHEMA.items():
-    _Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
-    _Dumper.add_implicit_resolver(_TAG + _name, _pattern, _first)
-
-
-def dump(data: Any, *, ascii_only: bool = False) -> str:
-    """Plain data as YAML in the order given; reading it gives the same back.
-
-    ``ascii_only`` writes every other character as an escape, for output that a terminal shows.
-    """
-    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=not ascii_only, width=100)
-    # YAML 1.1 breaks lines at these, and a break inside a value is read back as a space.
-    if not ascii_only and any(c in text for c in "\x85\u2028\u2029"):
-        return dump(data, ascii_only=True)
-    return text
+from grpo_core.yaml12 import CORE_SCHEMA, TAG, Loader
 
 
 def read_file(file: str | Path, problems: Problems) -> Node | None:
@@ -82,7 +33,7 @@ def read_file(file: str | Path, problems: Problems) -> Node | None:
 def read_text(text: str, source: str, problems: Problems, *, lines: bool = True) -> Node | None:
     """YAML text as a tree. ``lines=False`` leaves line numbers out (``--set``)."""
     try:
-        root = yaml.compose(text, Loader=_Loader)
+        root = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None and lines else None
@@ -117,12 +68,12 @@ class _Converter:
             self._open.pop()
 
     def _value(self, node: yaml.Node) -> Any:
-        kind = node.tag.removeprefix(_TAG)
+        kind = node.tag.removeprefix(TAG)
         if isinstance(node, yaml.MappingNode) and kind == "map":
             return self._mapping(node)
         if isinstance(node, yaml.SequenceNode) and kind == "seq":
             return [self.convert(child) for child in node.value]
-        if isinstance(node, yaml.ScalarNode) and kind in {"str", *_CORE_SCHEMA}:
+        if isinstance(node, yaml.ScalarNode) and kind in {"str", *CORE_SCHEMA}:
             return self._scalar(kind, node)
         # Tags make other objects than what is written; a config needs none.
         self._problems.add(f"the tag {node.tag!r} is not supported", place=self._place(node))

@@ -50,7 +50,7 @@ def import_object(path: str, *, what: str) -> Callable[..., object]:
         if module_name.endswith(".py"):
             from grpo_core.plugins.discovery import load_file
 
-            module = load_file(module_name)
+            module = load_file(module_name, what=what)
         else:
             # A console script has no '' on sys.path, unlike `python -m`: without this a
             # module beside the config could be named in tests but not from the command.

@@ -81,7 +81,7 @@ def discover(*, files: Sequence[str] = (), disable: Sequence[str] = ()) -> Disco
     for file in files:
         source = Source(plugin=file, distribution=None, version=None)
         try:
-            registrations += _registrations(load_file(file), source)
+            registrations += _registrations(load_file(file, what=f"--plugin {file}"), source)
         except ConfigError:
             raise
         except (Exception, SystemExit) as error:
@@ -124,12 +124,13 @@ def _wanted(source: Source, off: set[str], only: set[str] | None) -> bool:
     return only is None or bool(names & only)
 
 
-def load_file(file: str) -> ModuleType:
+def load_file(file: str, *, what: str) -> ModuleType:
+    """Import a ``.py`` file by its path, or a module by its name; ``what`` is for errors."""
     path = Path(file)
     if path.suffix != ".py":
         return importlib.import_module(file)
     if not path.is_file():
-        raise ConfigError(f"--plugin {file}: there is no such file")
+        raise ConfigError(f"{what}: there is no file {file!r} in {Path.cwd()}")
     name = f"grpo_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

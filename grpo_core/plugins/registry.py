@@ -57,13 +57,14 @@ class Registry:
         installed = self.names(role)
         text = f"there is no {role} {name!r}"
         near = difflib.get_close_matches(name, installed, n=1)
-        if near:
-            text += f"; did you mean {near[0]!r}?"
+        text += f"; did you mean {near[0]!r}?" if near else "."
         text += f" Installed: {', '.join(installed) or 'none'}."
         package = provider_of(role, name)
         if package is not None:
             if any(package == s.distribution for s in self.discovery.disabled):
                 text += f" It comes with {package}, which is disabled."
+            elif any(package == b.source.distribution for b in self.discovery.broken):
+                text += f" It comes with {package}, which is installed but broken."
             else:
                 text += f" It comes with {package}: pip install {package}."
         elif ":" not in name:

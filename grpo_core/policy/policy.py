@@ -180,7 +180,7 @@ class Policy:
         ref_N = micro.ref_logprobs_N
         return ActionTokens(
             logprobs_N=logprobs_N,
-            old_logprobs_N=old_N.to(dtype),
+            old_logprobs_N=old_N.to(dtype) if "old_logprobs" in self._needs else None,
             sampling_logprobs_N=micro.sampling_logprobs_N.to(dtype),
             ref_logprobs_N=None if ref_N is None else ref_N.to(dtype),
             entropy_N=entropy_N if "entropy" in self._needs else entropy_N.detach(),

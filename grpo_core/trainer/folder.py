@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from grpo_core.errors import ConfigError, RunExistsError
+from grpo_core.yaml12 import dump
 
 LOCK = ".lock"
 CONFIG = "config.yaml"
@@ -60,8 +59,14 @@ def write_description(
     folder: Path, config: Mapping[str, Any], manifest: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write what this run is: its resolved config and the components in use."""
-    write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    write_text(folder / CONFIG, dump(dict(config)))
     write_text(folder / COMPONENTS, json.dumps(list(manifest), indent=2, default=str) + "\n")
+
+
+def remove_description(folder: Path) -> None:
+    """Give the folder free again: nothing was done in it that could be lost."""
+    (folder / CONFIG).unlink(missing_ok=True)
+    (folder / COMPONENTS).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -75,19 +75,18 @@ def observe_tokens(
     metrics.sum("loss/total", float(weighted) / (ranks * len(micro.minibatch.batch.plan)))
     logprobs_N = tokens.logprobs_N.detach()
     metrics.mean("entropy/mean", tokens.entropy_N)
-    ratio_N = bounded(logprobs_N - tokens.old_logprobs_N).exp()
-    metrics.mean("ratio/mean", ratio_N)
-    metrics.extremes("ratio", ratio_N)
+    if tokens.old_logprobs_N is not None:
+        ratio_N = bounded(logprobs_N - tokens.old_logprobs_N).exp()
+        metrics.mean("ratio/mean", ratio_N)
+        metrics.extremes("ratio", ratio_N)
     if tokens.ref_logprobs_N is not None:
         metrics.mean("kl/reference", kl_k3(logprobs_N, tokens.ref_logprobs_N))
     if micro.minibatch.first:
         # The policy has not moved yet: trainer and sampler should agree on every token.
-        difference_N = (tokens.old_logprobs_N - tokens.sampling_logprobs_N).abs()
+        difference_N = (logprobs_N - tokens.sampling_logprobs_N).abs()
         metrics.mean("ratio/sampler_mismatch", difference_N)
         if len(difference_N):
             metrics.maximum("ratio/sampler_mismatch_max", float(difference_N.max()))
-        metrics.mean(
-            "ratio/sampler_mismatch_kl", kl_k3(tokens.sampling_logprobs_N, tokens.old_logprobs_N)
-        )
+        metrics.mean("ratio/sampler_mismatch_kl", kl_k3(tokens.sampling_logprobs_N, logprobs_N))
     for name, values in out.metrics.items():
         metrics.mean(name, values)

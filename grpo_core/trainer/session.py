@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from grpo_core.attribution import attributed
 from grpo_core.trainer.checks import check
 from grpo_core.trainer.evaluation import evaluate
-from grpo_core.trainer.folder import claim_folder, write_description
+from grpo_core.trainer.folder import claim_folder, remove_description, write_description
 from grpo_core.trainer.health import Health
 from grpo_core.trainer.prompts import check_lengths
 from grpo_core.types import CheckpointSaved, RunEnd, RunStart, SaveRequest, StepEnd
@@ -197,6 +197,9 @@ class Session:
                 raise
             error.add_note(f"saving what had been learned failed too: {failure}")
         finally:
+            if run.policy.is_main and error is not None and not self.steps_done:
+                # The same command must work once its cause is mended.
+                remove_description(run.output)
             if run.policy.is_main:
                 run.lifecycle.run_end(
                     RunEnd(

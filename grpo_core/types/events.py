@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from grpo_core.types.rollouts import Rollout
 
 Metrics = Mapping[str, float]
-"""``group/name`` to a number: ``{"reward/mean": 0.4, "loss/policy": -0.02}``."""
+"""``group/name`` to a number: ``{"reward/mean": 0.4, "loss/total": -0.02}``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +65,7 @@ class Evaluated:
 class Notice:
     """Something a person should know: what was seen, why it matters, what to do.
 
-    Example: ``Notice(code="constant-reward", text="all rewards were 0.0 for 3 steps ...")``.
+    Example: ``Notice(code="no-signal", text="in every group all completions had the same ...")``.
     """
 
     code: str

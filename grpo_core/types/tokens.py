@@ -58,8 +58,9 @@ class ActionTokens:
 
     logprobs_N: Tensor
     """Under the current weights, at the sampling temperature; the only one with a gradient."""
-    old_logprobs_N: Tensor
-    """At the start of the update; equal to ``logprobs_N`` in value in the first minibatch."""
+    old_logprobs_N: Tensor | None
+    """At the start of the update; equal to ``logprobs_N`` in value in the first minibatch. Present
+    exactly when the loss needs them."""
     sampling_logprobs_N: Tensor
     """As reported by the generator."""
     ref_logprobs_N: Tensor | None

@@ -38,7 +38,8 @@ def test_the_job_is_the_one_that_was_measured(grpo) -> None:
 def test_options(grpo) -> None:
     shown = settings(grpo("demo", "--plain", "--seed", "3", "-o", "there", "--dry-run"))
     assert shown["model"]["path"] == str(checkpoint("plain"))
-    assert (shown["train"]["seed"], shown["train"]["steps"]) == (3, 100)
+    assert (shown["train"]["seed"], shown["train"]["steps"]) == (3, 300)
+    assert shown["optimizer"]["learning_rate"] == 2e-4
     assert shown["output"] == "there"
     assert settings(grpo("demo", "--steps", "5", "--dry-run"))["train"]["steps"] == 5
     assert settings(grpo("demo", "--plain", "--steps", "5", "--dry-run"))["train"]["steps"] == 5

@@ -106,7 +106,7 @@ def test_a_single_file_plugin(grpo, config: str) -> None:
     assert done.exit_code == 2
     assert "--set rewards=[constant]: rewards.0.name: there is no reward 'constant'" in done.stderr
     done = grpo(*words, "--plugin", "gone.py")
-    assert (done.exit_code, "--plugin gone.py: there is no such file" in done.stderr) == (2, True)
+    assert (done.exit_code, "--plugin gone.py: there is no file" in done.stderr) == (2, True)
 
 
 def test_disabling_a_plugin(grpo, config: str) -> None:

@@ -62,6 +62,12 @@ class LengthOptions(Settings):
     target: int = Field(32, ge=1)
 
 
+class PairsAtLeast(Settings):
+    """Of the advantage 'group', which has no options but says what it needs."""
+
+    min_group_size: ClassVar[int] = 2
+
+
 class GreedyNames(Settings):
     """Of the reward 'greedy', whose option has a name that every block uses."""
 
@@ -77,7 +83,7 @@ OFFERS: list[tuple[Role, str, Any]] = [
     ("reward", "length", LengthOptions),
     ("reward", "exact-answer", None),
     ("reward", "greedy", GreedyNames),
-    ("advantage", "group", None),
+    ("advantage", "group", PairsAtLeast),
     ("advantage", "sign", None),
     ("loss", "dapo", ClipOptions),
     ("loss", "plain", PlainOptions),

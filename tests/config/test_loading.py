@@ -202,10 +202,12 @@ def test_import_paths(load, tmp_path: Path) -> None:
     [
         ("my_parts.py:brevty", "has no 'brevty'; it has: brevity, anything, Watch"),
         ("my_parts.py:number", "is a int, not a class or function"),
-        ("gone.py:f", "there is no such file"),
+        ("gone.py:f", "there is no file 'gone.py' in"),
         ("no_such_module:f", "cannot import 'no_such_module': ModuleNotFoundError"),
         ("broken_parts.py:f", "SyntaxError"),
         ("{name: 'my_parts.py:brevity', limt: 5}", "limt: unknown key; did you mean 'limit'?"),
+        # **kwargs are for data columns: taken for options, a misspelt key would say nothing.
+        ("{name: 'my_parts.py:anything', weigth: 3}", "weigth: unknown key"),
         ("{name: 'my_parts.py:Watch', loud: 1}", "rewards.0.loud: unknown key; Known: none."),
         ("{name: 'my_parts.py:Told', load: 1}", "load: unknown key; did you mean 'loud'?"),
         ("my_parts.py:Wrong", "has config <class 'dict'>, which is no pydantic model"),

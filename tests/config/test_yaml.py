@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from grpo_core.config.problems import Problems
 from grpo_core.config.tree import Place
-from grpo_core.config.yaml_text import dump, read_text
+from grpo_core.config.yaml_text import read_text
+from grpo_core.yaml12 import dump
 from grpo_core.errors import ConfigError
 
 

@@ -152,7 +152,7 @@ def test_a_module_by_its_dotted_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "there is no such file"),
+        (None, "there is no file"),
         ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
         ("def f(:", "SyntaxError"),
         ("raise SystemExit(1)", "SystemExit: 1"),

@@ -148,6 +148,12 @@ def test_a_folder_that_holds_a_run_is_left_alone(make_run: MakeRun) -> None:
     assert {p: p.read_bytes() for p in make_run().output.iterdir()} == before
 
 
+def test_a_run_that_did_nothing_leaves_its_folder_free(make_run: MakeRun) -> None:
+    with pytest.raises(RewardError, match="oops"):
+        train(make_run(rewards=[raises]))
+    assert train(make_run()).status == "finished"
+
+
 def test_two_runs_on_one_folder(make_run: MakeRun) -> None:
     class Second:
         @hookimpl
@@ -172,6 +178,14 @@ class BadObserver:
     @hookimpl
     def grpo_step_end(self, event: Any) -> None:
         raise OSError("disk gone")
+
+
+def test_a_loss_gets_nothing_that_it_does_not_ask_for(make_run: MakeRun) -> None:
+    def undeclared(tokens: Any) -> LossOutput:
+        return LossOutput(loss_N=(tokens.logprobs_N - tokens.old_logprobs_N).exp())
+
+    with pytest.raises(PluginError, match="loss undeclared failed"):
+        train(make_run(loss=undeclared))
 
 
 @pytest.mark.parametrize(

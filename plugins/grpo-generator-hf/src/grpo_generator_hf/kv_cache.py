@@ -9,12 +9,64 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PADDING = 0
 """Any id of the vocabulary: what stands left of a short prompt is masked."""
+
+
+_ROOM = 32
+"""Positions that a cache grows by when it is full. Measured on the demo, where growing by one
+position took 38 % of sampling: it copies everything that is there at every token."""
+
+
+class GrowingLayer(DynamicLayer):
+    """A layer's keys and values as views of buffers with room to spare."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append in place; returns views of everything so far, ``(B, heads, length, D)``."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self._keys is None or self._values is None or end > self._keys.shape[-2]:
+            self._keys = _roomy(self.keys if start else None, key_states, end)
+            self._values = _roomy(self.values if start else None, value_states, end)
+        self._keys[..., start:end, :] = key_states
+        self._values[..., start:end, :] = value_states
+        self.keys, self.values = self._keys[..., :end, :], self._values[..., :end, :]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, each as often as it is named."""
+        super().batch_select_indices(indices)
+        # What is left fills its memory exactly; the next update makes room again.
+        self._keys = self._values = None
+
+
+def _roomy(held: Tensor | None, new: Tensor, length: int) -> Tensor:
+    """A buffer for ``length`` positions and some more, holding what was held."""
+    buffer = new.new_empty((*new.shape[:-2], length + _ROOM, new.shape[-1]))
+    if held is not None:
+        buffer[..., : held.shape[-2], :] = held
+    return buffer
+
+
+def growing_cache(base: PreTrainedModel) -> DynamicCache:
+    """The model's own kind of cache, its plain layers exchanged for ones that grow in place."""
+    cache = DynamicCache(config=base.config)
+    cache.layers = [GrowingLayer() if type(x) is DynamicLayer else x for x in cache.layers]
+    return cache
 
 
 def input_device(base: PreTrainedModel) -> torch.device:
@@ -32,7 +84,7 @@ class CachedBatch:
     def __init__(self, base: PreTrainedModel) -> None:
         self._base = base
         self._device = input_device(base)
-        self._cache = DynamicCache(config=base.config)
+        self._cache = growing_cache(base)
         self._takes = frozenset(inspect.signature(base.forward).parameters)
         self._mask_BT = torch.empty(0, 0, dtype=torch.long)
         self._length_B = torch.empty(0, dtype=torch.long)

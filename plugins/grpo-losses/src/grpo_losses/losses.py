@@ -56,8 +56,10 @@ class ClippedLoss:
         """The loss per action token, and the share of tokens that each clip stopped.
 
         Raises:
-            ValueError: ``kl_coef`` is above 0 and ``tokens`` has no reference log-probs.
+            ValueError: ``tokens`` lacks something that ``needs`` names.
         """
+        if tokens.old_logprobs_N is None:
+            raise ValueError("there are no old log-probs, which `needs` asks for")
         surrogate = clipped_surrogate(
             tokens.logprobs_N - tokens.old_logprobs_N,
             tokens.advantages_N,

@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks/step.py``: one optimizer step against TRL's."""

@@ -1,0 +1,95 @@
+"""What is generated is current, and what is written by hand agrees with the code."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo_core import (
+    EvaluationSettings,
+    ModelSettings,
+    OptimizerSettings,
+    Policy,
+    Run,
+    SamplingParams,
+    TrainSettings,
+    train,
+)
+from grpo_core.demo.arithmetic import Arithmetic
+from grpo_core.hooks import LIFECYCLE_HOOKS, REGISTRATION_HOOKS
+from grpo_core.rewards import Reward
+from grpo_core.testing import ScriptedConfig, ScriptedGenerator
+from grpo_losses import GroupAdvantage, Grpo, GrpoConfig
+from grpo_references import FrozenReference
+
+
+@pytest.fixture
+def generate(root: Path) -> Iterator[Any]:
+    """docs/generate.py, as it is when run."""
+    sys.path.insert(0, str(root / "docs"))
+    try:
+        yield import_module("generate")
+    finally:
+        sys.path.remove(str(root / "docs"))
+
+
+def test_generated_files_are_current(generate: Any) -> None:
+    stale = [
+        path.name
+        for path, text in generate.generated().items()
+        if not path.is_file() or path.read_text("utf-8") != text
+    ]
+    assert not stale, "run: python docs/generate.py"
+
+
+def test_every_hook_has_a_heading_with_its_arguments(root: Path) -> None:
+    text = (root / "docs/reference/hooks.md").read_text("utf-8")
+    for name in REGISTRATION_HOOKS:
+        assert f"\n### `{name}(register: Register)`\n" in text
+    for name in LIFECYCLE_HOOKS:
+        assert f"\n### `{name}(event: " in text
+
+
+def test_every_metric_of_a_run_is_described_and_every_description_has_a_metric(
+    tiny_model: Path, tmp_path: Path, generate: Any
+) -> None:
+    described = {n for group in generate.metrics.groups().values() for n in group}
+    found = {generic(name) for name in names_of_a_run(tiny_model, tmp_path)}
+    assert found == described
+
+
+def generic(name: str) -> str:
+    name = re.sub(r"^eval/(sampled|greedy)/", "eval/<kind>/", name)
+    return name.replace("/length-of/", "/<provider>/").replace("/length-of", "/<provider>")
+
+
+def names_of_a_run(model: Path, folder: Path) -> set[str]:
+    """The names of all metrics of a run in which everything happens."""
+    run = Run(
+        policy=Policy(ModelSettings(path=str(model)), OptimizerSettings()),
+        task=Arithmetic(),
+        # Some end by themselves and some are cut off.
+        generator=ScriptedGenerator(ScriptedConfig(completions=("no", "yes " * 9))),
+        rewards=[Reward(provider=length, label="length-of")],
+        advantage=GroupAdvantage(),
+        loss=Grpo(GrpoConfig(kl_coef=0.1, entropy_coef=0.1)),
+        reference=FrozenReference(),
+        settings=TrainSettings(steps=1, prompts_per_step=2, group_size=2, minibatches_per_step=2),
+        sampling=SamplingParams(max_tokens=8),
+        evaluation=EvaluationSettings(prompts=2),
+        output=folder / "run",
+    )
+    result = train(run)
+    return {
+        name for step in (*result.history, *result.evaluations) for name in step if name != "step"
+    }
+
+
+def length(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [float(len(ids)) for ids in completion_ids]
