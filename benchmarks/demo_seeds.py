@@ -13,17 +13,16 @@ import platform
 import tempfile
 import time
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from grpo_core.cli.demo import PLAIN_STEPS
+from grpo_core.cli.demo import configs
 
 RESULT = Path(__file__).parent / "results" / "demo_seeds.json"
 PROVIDER = "exact-answer"
 
 
-def measure(start: str, seed: int, steps: int | None) -> dict[str, Any]:
+def measure(start: str, seed: int) -> dict[str, Any]:
     """One run of the packaged demo config, in this process.
 
     CPU seconds are those of loading, training and both evaluations, without imports.
@@ -31,13 +30,11 @@ def measure(start: str, seed: int, steps: int | None) -> dict[str, Any]:
     from grpo_core import load_run, train
     from grpo_core.demo import checkpoint
 
-    config = str(files("grpo_core.demo") / "demo.yaml")
+    packaged = configs(plain=start == "plain")
     with tempfile.TemporaryDirectory() as folder:
         sets = [f"train.seed={seed}", f"output={folder}/run", "observers=[jsonl]", "savers=[]"]
-        if steps is not None:
-            sets.append(f"train.steps={steps}")
         cpu, wall = time.process_time(), time.perf_counter()
-        run = load_run(config, {"model": {"path": str(checkpoint(start))}}, sets=sets)
+        run = load_run(*packaged, {"model": {"path": str(checkpoint(start))}}, sets=sets)
         result = train(run)
         spent = {"cpu_seconds": time.process_time() - cpu, "seconds": time.perf_counter() - wall}
     if result.status != "finished":
@@ -85,9 +82,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--plain-steps", type=int, default=PLAIN_STEPS, help="0 leaves the control out"
-    )
+    parser.add_argument("--no-plain", action="store_true", help="Leave the control out.")
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     import torch
@@ -96,10 +91,9 @@ def main() -> None:
 
     # Two threads on two shared cores were measured several times slower than one.
     torch.set_num_threads(1)
-    runs = [measure("habit", seed, None) for seed in arguments.seeds]
-    if arguments.plain_steps:
-        runs += [measure("plain", seed, arguments.plain_steps) for seed in arguments.seeds]
-    demo = load_config([str(files("grpo_core.demo") / "demo.yaml"), {"model": {"path": "any"}}])
+    starts = ["habit"] if arguments.no_plain else ["habit", "plain"]
+    runs = [measure(start, seed) for start in starts for seed in arguments.seeds]
+    demo = load_config([*configs(plain=False), {"model": {"path": "any"}}])
     assert demo.config.evaluation is not None
     result = {"machine": machine(), "prompts": demo.config.evaluation.prompts, "runs": runs}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from grpo_core.config.components import ResolvedComponent
 from grpo_core.config.schema import LIST_BLOCKS, SINGLE_BLOCKS, RunConfig
-from grpo_core.yaml12 import dump
 from grpo_core.plugins import Role
+from grpo_core.yaml12 import dump
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from grpo_core.config.problems import Problems
 from grpo_core.config.tree import Place
 from grpo_core.config.yaml_text import read_text
-from grpo_core.yaml12 import dump
 from grpo_core.errors import ConfigError
+from grpo_core.yaml12 import dump
 
 
 def read(text: str) -> object:

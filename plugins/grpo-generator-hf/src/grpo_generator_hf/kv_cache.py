@@ -26,10 +26,8 @@ position took 38 % of sampling: it copies everything that is there at every toke
 class GrowingLayer(DynamicLayer):
     """A layer's keys and values as views of buffers with room to spare."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+    _keys: Tensor | None = None
+    _values: Tensor | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -65,7 +63,8 @@ def _roomy(held: Tensor | None, new: Tensor, length: int) -> Tensor:
 def growing_cache(base: PreTrainedModel) -> DynamicCache:
     """The model's own kind of cache, its plain layers exchanged for ones that grow in place."""
     cache = DynamicCache(config=base.config)
-    cache.layers = [GrowingLayer() if type(x) is DynamicLayer else x for x in cache.layers]
+    make: Any = GrowingLayer  # transformers leaves its constructor without types
+    cache.layers = [make() if type(x) is DynamicLayer else x for x in cache.layers]
     return cache
 
 
