@@ -8,16 +8,15 @@ framework adds which plugin and which call they came from.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
+from grpo_core.types.policy import PolicyHandle as PolicyHandle
 
-    from grpo_core.settings import ModelSettings
+if TYPE_CHECKING:
+    from torch import Tensor
+
     from grpo_core.types import (
         ActionTokens,
         AdvantageRequest,
@@ -51,46 +50,6 @@ class BuildContext:
     seed: int
     run_dir: Path | None
     """Where a component may write; ``None`` while a config is only being checked."""
-
-
-class PolicyHandle(Protocol):
-    """What references, savers and generators may do with the policy."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The unwrapped model, a ``PreTrainedModel`` or a ``PeftModel``."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Every id that ends a completion: the generation config's and the tokenizer's."""
-
-    @property
-    def version(self) -> int:
-        """Optimizer steps done."""
-
-    @property
-    def settings(self) -> ModelSettings: ...
-
-    @property
-    def is_main(self) -> bool:
-        """True on the one rank that writes files."""
-
-    @property
-    def has_adapter(self) -> bool:
-        """Whether LoRA adapters are being trained in place of all weights."""
-
-    def logprobs(self, rollouts: Sequence[Rollout], model: nn.Module | None = None) -> list[Tensor]:
-        """Log-probs of each rollout's action tokens, without gradient, at the sampling
-        temperature, under the policy or under another ``model`` of the same tokenizer.
-
-        Returns one float tensor of shape ``(action_count,)`` per rollout, on the policy's device.
-        """
-
-    def adapter_disabled(self) -> AbstractContextManager[None]:
-        """The base model alone, within the context; raises ``ConfigError`` without an adapter."""
 
 
 @runtime_checkable

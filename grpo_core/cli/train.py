@@ -78,6 +78,10 @@ def start(resolved: ResolvedConfig, *, dry_run: bool = False) -> None:
         raise ConfigError(
             f"training needs {error.name}, which is not installed: pip install 'grpo-core[hf]'"
         ) from error
+    from transformers.utils import logging
+
+    # Bars for weights that load in a second would stand in the middle of the run's own display.
+    logging.disable_progress_bar()
     result = run_to_end(build_run(resolved))
     if result.status == "interrupted":
         click.get_current_context().exit(INTERRUPTED)

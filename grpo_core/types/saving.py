@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from grpo_core.protocols import PolicyHandle
     from grpo_core.types.events import Metrics
+    from grpo_core.types.policy import PolicyHandle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
