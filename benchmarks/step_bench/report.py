@@ -112,7 +112,10 @@ def _series_table(series: list[dict[str, Any]]) -> list[str]:
                     f"{_mb(found['trl']['extra_bytes'])} → {_mb(found['ours']['extra_bytes'])}",
                 )
             )
-    return _table(("varied", "size", "TRL, s", "here, s", "ratio", "extra memory, MB"), rows)
+    if not rows:
+        return ["Not measured yet: `python benchmarks/step.py --all`."]
+    table = _table(("varied", "size", "TRL, s", "here, s", "ratio", "extra memory, MB"), rows)
+    return [*table, "", "![Ratios against sizes](performance-series.svg)"]
 
 
 def _machine(steps: list[dict[str, Any]]) -> list[str]:

@@ -20,12 +20,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hookspecs": GROUND,
     "hooks": GROUND | {"hookspecs"},
     "plugins": GROUND | {"hooks", "hookspecs", "protocols"},
-    "config": GROUND | {"plugins", "protocols"},
+    "config": GROUND | {"plugins", "protocols", "yaml12"},
     "aggregation": GROUND,
     "attribution": GROUND,
     "batching": GROUND | {"aggregation"},
     "metrics": GROUND,
     "numerics": set(),
+    "yaml12": set(),
     "rewards": GROUND | {"attribution", "protocols"},
     "scoring": GROUND | {"attribution", "metrics", "rewards"},
     "policy": GROUND | {"batching", "protocols"},
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "builtin": GROUND | {"hookspecs", "plugins.registrar", "protocols"},
     "trainer": GROUND
     | {"attribution", "batching", "builtin.single_turn", "hooks", "metrics", "numerics"}
-    | {"protocols", "rewards", "scoring"},
+    | {"protocols", "rewards", "scoring", "yaml12"},
     "demo": GROUND | {"protocols"},
     "run": GROUND | {"config", "plugins", "policy", "protocols", "rewards", "trainer"},
     "testing": GROUND
