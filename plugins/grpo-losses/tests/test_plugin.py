@@ -1,53 +1,17 @@
-"""What the distribution registers, and that registering imports nothing heavy."""
-
-from __future__ import annotations
-
-import re
-import subprocess
-import sys
-from pathlib import Path
+"""What every plugin promises, and what a config can know of advantages."""
 
 import pytest
 
-from grpo_core.plugins.build import build, config_model
-from grpo_core.plugins.catalog import FIRST_PARTY
-from grpo_core.plugins.registry import Registry
-from grpo_core.protocols import Advantage, BuildContext, Loss
-
-OFFERS = [(role, name) for role, names in FIRST_PARTY["grpo-losses"].items() for name in names]
+from grpo_core.plugins import Registry, config_model
+from grpo_core.testing import PluginSuite
 
 
-@pytest.mark.parametrize(("role", "name"), OFFERS)
-def test_every_component_is_registered_and_builds(role: str, name: str) -> None:
-    registration = Registry.installed().get(role, name)  # type: ignore[arg-type]
-    model = config_model(registration)
-    context = BuildContext(role=role, name=name, seed=0, run_dir=None)
-    component = build(registration, model() if model else None, context)
-    assert isinstance(component, Loss if role == "loss" else Advantage)
-    assert registration.summary
-
-
-def test_registration_and_config_import_no_torch() -> None:
-    code = "import sys, grpo_losses.plugin, grpo_losses.config;sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_readme_runs() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+class TestPlugin(PluginSuite):
+    distribution = "grpo-losses"
+    package = "grpo_losses"
 
 
 @pytest.mark.parametrize("name", ["batch", "group", "none"])
 def test_a_config_can_refuse_groups_of_one_without_torch(name: str) -> None:
     model = config_model(Registry.installed().get("advantage", name))
     assert getattr(model, "min_group_size", None) == 2
-
-
-def test_everything_public_can_be_imported_from_the_package() -> None:
-    import grpo_losses
-
-    for name in grpo_losses.__all__:
-        assert getattr(grpo_losses, name).__name__ == name
