@@ -14,7 +14,6 @@ PUBLIC = {
     "plugins",
     "plugins.registrar",
     "policy",
-    "policy.model",  # questions about a model, such as its context length, that samplers ask too
     "protocols",
     "settings",
     "types",

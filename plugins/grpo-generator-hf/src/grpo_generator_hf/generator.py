@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from grpo_core.errors import SyncError
-from grpo_core.policy.model import base_of, context_length
+from grpo_core.policy import base_of, context_length
 from grpo_core.types import Completion, GeneratedGroup
 from grpo_generator_hf.capability import obstacle
 from grpo_generator_hf.config import HFConfig
