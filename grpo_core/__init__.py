@@ -21,6 +21,7 @@ __getattr__ = lazy_exports(
         "ModelSettings": "grpo_core.settings",
         "OptimizerSettings": "grpo_core.settings",
         "Policy": "grpo_core.policy",
+        "Reward": "grpo_core.rewards",
         "Run": "grpo_core.trainer",
         "SamplingParams": "grpo_core.settings",
         "TrainSettings": "grpo_core.settings",
@@ -37,6 +38,7 @@ __all__ = [
     "ModelSettings",
     "OptimizerSettings",
     "Policy",
+    "Reward",
     "Run",
     "SamplingParams",
     "TrainSettings",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from grpo_core.hookspecs import hookimpl
     from grpo_core.policy import Policy
     from grpo_core.protocols import BuildContext
+    from grpo_core.rewards import Reward
     from grpo_core.run import load_run
     from grpo_core.settings import (
         EvaluationSettings,
