@@ -44,12 +44,23 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "Granite": {**DECODER, "logits_scaling": 4.0},
     "GPT2": {"vocab_size": 64, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2},
+    # Hybrid: linear attention in three layers of four.
+    "Qwen3Next": {
+        **DECODER,
+        "num_hidden_layers": 4,
+        "head_dim": 16,
+        "num_experts": 0,
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
     "Mamba": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
 }
 
 
-# Grouped matrix products have no float64, and Mamba makes float32 of its logits.
-FLOAT32 = ("Mixtral", "Mamba")
+# Grouped matrix products have no float64; recurrent layers and Mamba's logits are in float32.
+FLOAT32 = ("Mixtral", "Mamba", "Qwen3Next")
 
 
 def build(name: str) -> nn.Module:
@@ -111,7 +122,7 @@ def test_fused_logprobs_equal_the_models_own(name: str) -> None:
     torch.testing.assert_close(found.double(), own, rtol=tolerance, atol=tolerance)
 
 
-TREE = {name: name not in ("Mamba",) for name in SMALL}
+TREE = {name: name not in ("Mamba", "Qwen3Next") for name in SMALL}
 """Which architectures get the prefix tree; the others must fall back to padding by themselves."""
 
 
