@@ -63,9 +63,10 @@ def series(results: list[dict[str, Any]], path: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(s) for s in sizes], fontsize=7, rotation=45)
         axis.set_xlabel(result["varied"].replace("_", " "), fontsize=9)
-        axis.set_ylim(bottom=0)
         axis.axhline(1, color="#999999", linewidth=0.8)
         axis.spines[["top", "right"]].set_visible(False)
+    # Once all is drawn: a limit on one axis ends the scaling of those that share it.
+    axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("TRL / here")
     axes[0].legend(frameon=False, fontsize=8)
     _save(figure, path)
