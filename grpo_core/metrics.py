@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, Literal
@@ -97,8 +97,3 @@ def _value(piece: Piece) -> float:
     if kind != "mean":
         return value
     return value / count if count else float("nan")
-
-
-def prefixed(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """The same numbers under ``prefix/name``."""
-    return {f"{prefix}/{name}": value for name, value in metrics.items()}

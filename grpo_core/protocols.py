@@ -7,7 +7,7 @@ framework adds which plugin and which call they came from.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -155,12 +155,3 @@ class Saver(Protocol):
 
 Observer = object
 """Any object with lifecycle methods marked ``@grpo_core.hookimpl``; see ``grpo_core.hookspecs``."""
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """Components that carry state between steps and want it in checkpoints."""
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

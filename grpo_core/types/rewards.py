@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from grpo_core.types.rollouts import Rollout
@@ -55,7 +54,6 @@ class ScoredRollouts:
     providers_F: tuple[str, ...]
     weights_F: tuple[float, ...]
     outcomes_F_B: tuple[tuple[RewardOutcome, ...], ...]
-    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def values_F_B(self) -> list[list[float]]:
         """The same as numbers, NaN where there is no value (abstained or failed)."""

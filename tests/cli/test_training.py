@@ -79,9 +79,7 @@ def test_a_run_leaves_a_model_that_plain_transformers_loads(
         "final",
     }
     manifest = json.loads((folder / "components.json").read_text())
-    assert {"role": "reward", "name": "rewards.py:fine"}.items() <= manifest[2].items() or any(
-        entry["name"] == "rewards.py:fine" for entry in manifest
-    )
+    assert ("reward", "rewards.py:fine") in {(e["role"], e["name"]) for e in manifest}
     script = (
         "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"t = AutoTokenizer.from_pretrained({str(folder / 'final')!r})\n"

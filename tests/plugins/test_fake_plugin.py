@@ -12,30 +12,9 @@ import pytest
 from grpo_core.config import load_config
 from grpo_core.errors import ConfigError, UnknownComponentError
 from grpo_core.plugins import ROLES, Registry, build
-from grpo_core.protocols import (
-    Advantage,
-    BuildContext,
-    Environment,
-    Generator,
-    Loss,
-    Reference,
-    RewardProvider,
-    Saver,
-    Task,
-)
+from grpo_core.protocols import BuildContext
+from grpo_core.testing.plugin_suite import PROTOCOLS
 from grpo_core.types import ScoreRequest, Value
-
-PROTOCOLS = {
-    "task": Task,
-    "generator": Generator,
-    "environment": Environment,
-    "reward": RewardProvider,
-    "advantage": Advantage,
-    "loss": Loss,
-    "reference": Reference,
-    "saver": Saver,
-    "observer": object,
-}
 
 CONFIG = {
     "model": {"path": "some/model"},

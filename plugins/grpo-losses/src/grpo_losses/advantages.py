@@ -6,6 +6,7 @@ without any value take no part in means and deviations and get advantage 0. All 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -24,7 +25,7 @@ STD_EPSILON = 1e-4
 """Added to the standard deviation, as in TRL."""
 
 
-class CentredAdvantage:
+class CentredAdvantage(ABC):
     """``(reward - mean of its group) / scale``; a variant says what the scale is.
 
     A group of equal rewards gets exactly 0. Rounding leaves about 1e-17 after the mean is taken
@@ -39,12 +40,12 @@ class CentredAdvantage:
     def __init__(
         self, config: AdvantageConfig | None = None, context: BuildContext | None = None
     ) -> None:
-        pass
+        del config, context  # There is nothing to choose; the signature is every component's.
 
+    @abstractmethod
     def scale(self, rewards_B: Tensor, groups: Groups) -> Tensor | float:
         """What to divide by: a number, or one per rollout. ``rewards_B`` has NaN where no
         provider gave a value."""
-        raise NotImplementedError
 
     def __call__(self, request: AdvantageRequest) -> AdvantageResult:
         """Advantages of one step.
