@@ -22,8 +22,8 @@ RESULT = Path(__file__).parent / "results" / "demo_seeds.json"
 PROVIDER = "exact-answer"
 
 
-def measure(start: str, seed: int) -> dict[str, Any]:
-    """One run of the packaged demo config, in this process.
+def measure(start: str, seed: int, *further: str) -> dict[str, Any]:
+    """One run of the packaged demo config, in this process, with ``further`` as ``--set``.
 
     CPU seconds are those of loading, training and both evaluations, without imports.
     """
@@ -33,6 +33,7 @@ def measure(start: str, seed: int) -> dict[str, Any]:
     packaged = configs(plain=start == "plain")
     with tempfile.TemporaryDirectory() as folder:
         sets = [f"train.seed={seed}", f"output={folder}/run", "observers=[jsonl]", "savers=[]"]
+        sets += further
         cpu, wall = time.process_time(), time.perf_counter()
         run = load_run(*packaged, {"model": {"path": str(checkpoint(start))}}, sets=sets)
         result = train(run)

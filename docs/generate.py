@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from generators import api, cli, components, config, hooks, metrics, readme
+from generators import api, cli, components, config, hooks, metrics, presets, readme
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; change the code (or docs/generators) instead. -->"
@@ -20,7 +20,7 @@ def generated() -> dict[Path, str]:
     for page in PAGES:
         name = page.__name__.rpartition(".")[2]
         files[REFERENCE / f"{name}.md"] = "\n".join([NOTE, "", *page.lines()]).rstrip() + "\n"
-    return files | readme.files()
+    return files | readme.files() | presets.files()
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "BuildContext": "grpo_core.protocols",
+        "CheckpointSettings": "grpo_core.settings",
         "EvaluationSettings": "grpo_core.settings",
         "LoraSettings": "grpo_core.settings",
         "ModelSettings": "grpo_core.settings",
@@ -33,6 +34,7 @@ __getattr__ = lazy_exports(
 
 __all__ = [
     "BuildContext",
+    "CheckpointSettings",
     "EvaluationSettings",
     "LoraSettings",
     "ModelSettings",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from grpo_core.rewards import Reward
     from grpo_core.run import load_run
     from grpo_core.settings import (
+        CheckpointSettings,
         EvaluationSettings,
         LoraSettings,
         ModelSettings,

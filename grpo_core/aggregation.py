@@ -32,6 +32,8 @@ def token_weights(
       BNPO).
     * ``sequence-mean``: ``1 / (total_rollouts * action_count)``, every rollout counts alike
       (GRPO, arXiv 2402.03300).
+    * ``sequence-sum``: ``1 / total_rollouts``, a rollout counts by its length (REINFORCE over
+      whole rollouts; LUSPO, arXiv 2602.05261).
     * ``constant``: ``1 / (total_rollouts * max_tokens)``, no length in the normaliser
       (Dr. GRPO, arXiv 2503.20783).
 
@@ -53,6 +55,8 @@ def token_weights(
     if aggregation == "sequence-mean":
         # A rollout without action tokens has none to weigh, but still counts as a rollout.
         return ones / (total_rollouts * action_count_B.clamp(min=1))
+    if aggregation == "sequence-sum":
+        return ones / total_rollouts
     if aggregation == "constant":
         return ones / (total_rollouts * max_tokens)
     raise ConfigError(

@@ -23,17 +23,20 @@ class RolloutBatch:
     """The rollouts of a step on this rank with all that the update needs to know of them."""
 
     rollouts: Sequence[Rollout]
-    advantages_B: Tensor
-    """float64, one per rollout."""
+    advantages: Sequence[Tensor]
+    """float64 of shape ``(action_count,)``, one tensor per rollout."""
     ref_logprobs: Sequence[Tensor] | None
     """``(action_count,)`` per rollout; ``None`` when no term needs a reference."""
     plan: Sequence[tuple[int, ...]]
     """The rows of each optimizer step, in order, over all passes."""
-    weights: Sequence[Tensor]
-    """float64, the token weight of each row of ``plan``."""
+    weights: Sequence[StepWeights]
+    """Of each entry of ``plan``."""
     contributes: Sequence[bool] = ()
-    """Whether a rollout's gradient can differ from 0; the others never reach the model, but count
-    in the normaliser. Empty: all do."""
+    """Whether a rollout's gradient can differ from 0; the others never reach the model. Empty: all
+    do."""
+    entropy_ranks: list[Tensor] | None = None
+    """``(action_count,)`` per rollout, see ``ActionTokens.entropy_rank_N``; ``None`` when no term
+    needs them."""
     old_logprobs: list[Tensor | None] = field(default_factory=list)
     """Log-probs under the policy as it was before the first optimizer step; ``None`` while they
     are not known yet. Those of the first minibatch are known for free, from its own forward."""
@@ -48,7 +51,8 @@ class RolloutBatch:
             yield Minibatch(
                 batch=self,
                 rows=tuple(rows[k] for k in kept),
-                weights_B=weights[kept],
+                weights_B=weights.loss_B[kept],
+                mean_weights_B=weights.mean_B[kept],
                 first=position == 0,
             )
 
@@ -80,6 +84,8 @@ class Minibatch:
     """Indices into ``batch.rollouts``."""
     weights_B: Tensor
     """float64, the weight of every action token of each row."""
+    mean_weights_B: Tensor
+    """float64, the same for what is averaged over all tokens whatever the aggregation."""
     first: bool
     """The policy has not moved since these rollouts were sampled."""
 
@@ -116,6 +122,16 @@ def plan_minibatches(
     return plan
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepWeights:
+    """What an action token of each row counts for in one optimizer step; float64."""
+
+    loss_B: Tensor
+    """By the loss's aggregation."""
+    mean_B: Tensor
+    """As a plain mean over the tokens of the step."""
+
+
 def plan_weights(
     plan: Sequence[Sequence[int]],
     action_counts: Sequence[int],
@@ -124,24 +140,34 @@ def plan_weights(
     max_tokens: int,
     ranks: int,
     sum_over_ranks: SumOverRanks,
-) -> list[Tensor]:
+    masked: Sequence[bool] = (),
+) -> list[StepWeights]:
     """Token weights of every optimizer step, normalised over all microbatches and ranks.
 
     Multiplied by the number of ranks, because data parallelism averages gradients over them.
+
+    Args:
+        masked: rollouts whose tokens weigh nothing and are not counted as tokens, though each
+            still counts as a rollout (truncated completions, arXiv 2503.14476, as in TRL). Empty:
+            none.
     """
-    counts = [torch.tensor([action_counts[i] for i in rows]) for rows in plan]
+    counted = [0 if masked and masked[i] else n for i, n in enumerate(action_counts)]
+    counts = [torch.tensor([counted[i] for i in rows], dtype=torch.int64) for rows in plan]
     local = [int(c.sum()) for c in counts] + [len(rows) for rows in plan]
     totals = sum_over_ranks(local)
-    return [
-        ranks
-        * token_weights(
-            aggregation,
-            count,
-            total_tokens=tokens,
-            total_rollouts=rollouts,
-            max_tokens=max_tokens,
+
+    def weights(by: Aggregation, count_B: Tensor, tokens: int, rollouts: int) -> Tensor:
+        weight_B = token_weights(
+            by, count_B, total_tokens=tokens, total_rollouts=rollouts, max_tokens=max_tokens
         )
-        for count, tokens, rollouts in zip(
+        return ranks * weight_B.masked_fill(count_B == 0, 0.0)
+
+    return [
+        StepWeights(
+            loss_B=weights(aggregation, count_B, tokens, rollouts),
+            mean_B=weights("token-mean", count_B, tokens, rollouts),
+        )
+        for count_B, tokens, rollouts in zip(
             counts, totals[: len(plan)], totals[len(plan) :], strict=True
         )
     ]

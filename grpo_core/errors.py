@@ -53,6 +53,16 @@ class SyncError(GRPOError, RuntimeError):
     exit_code = 5
 
 
+class CheckpointError(GRPOError, RuntimeError):
+    """A checkpoint cannot be written, or what is there cannot be gone on from."""
+
+    exit_code = 7
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is not what was written: a file is missing, cut off or changed."""
+
+
 class NonFiniteGradientError(GRPOError, ArithmeticError):
     """Several optimizer steps in a row had a NaN or infinite gradient."""
 

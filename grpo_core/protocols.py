@@ -3,6 +3,13 @@
 A role's variant is built once, by ``Target(config, context)`` (see ``grpo_core.plugins.build``)
 or by the user, and then called as an ordinary object. Authors raise ordinary exceptions; the
 framework adds which plugin and which call they came from.
+
+**State.** A component that learns, counts or holds the id of a session elsewhere may have
+``state_dict() -> dict`` and ``load_state_dict(state)``. Both are called between two steps: the
+first for every checkpoint, the second when a run resumes, after ``Reference.start`` and before
+``grpo_run_start``. A state is made of ``None``, bool, int, float, str, list, tuple, dict and
+tensors, and comes back equal. Each process has its own (a reference's is the main one's). What
+follows from the seed and the step, as every random number should, needs none of this.
 """
 
 from __future__ import annotations
@@ -69,10 +76,15 @@ class Task(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """Completions for prompts, each token with the log-prob it was sampled with.
+    """Completions for prompts, each token with its log-prob under softmax(logits / T) of the
+    weights that sampled it, whatever was cut off or penalised for the draw (see ``Completion``).
 
-    ``exact_logprobs`` promises that these are the trainer's own to rounding (same process, same
-    weights, same precision), so that the core need not compute them again.
+    Two optional attributes say how far these can be relied on. ``exact_logprobs = True`` promises
+    the trainer's own to rounding (same process, same weights, same precision), so that the core
+    need not compute them again. ``processed_logprobs = True`` admits that, with top-p, top-k,
+    min-p or a repetition penalty, they are those of the distribution after these, as many servers
+    report them: sampler and trainer are then not compared, and what needs the comparison (replay,
+    losses with ``sampling_logprobs``) is refused.
     """
 
     def sync(self, update: WeightUpdate) -> int:
@@ -113,7 +125,10 @@ class RewardProvider(Protocol):
 
 @runtime_checkable
 class Advantage(Protocol):
-    """Rewards to advantages, over the rollouts of all ranks."""
+    """Rewards to advantages, over the rollouts of all ranks.
+
+    ``needs`` may name ``ref_logprobs``, for a KL that is taken off the reward.
+    """
 
     def __call__(self, request: AdvantageRequest) -> AdvantageResult: ...
 
@@ -125,7 +140,10 @@ class Loss(Protocol):
     ``needs`` (a ``frozenset`` of ``grpo_core.types.Need``) says what the core must compute for
     it, ``aggregation`` (``grpo_core.types.Aggregation``) how its tokens are averaged; a plain
     function without them needs nothing and takes ``token-mean``. ``skips_zero_advantage`` promises
-    that a token of advantage 0 has gradient 0, so that the core may leave such rollouts out.
+    that a token of advantage 0 has gradient 0, so that the core may leave such rollouts out;
+    ``masks_truncated`` asks to leave out those that were cut off. A method
+    ``optimizer_step_done(gather)`` is called after each optimizer step; ``gather`` concatenates a
+    list over all ranks. A loss must not average over ``tokens``: they are one microbatch of many.
     """
 
     def __call__(self, tokens: ActionTokens) -> LossOutput: ...
@@ -133,13 +151,21 @@ class Loss(Protocol):
 
 @runtime_checkable
 class Reference(Protocol):
-    """Where reference log-probs come from, and when the reference moves."""
+    """Where reference log-probs come from, and when the reference moves.
+
+    Not used at all, not even started, when no term of the loss needs reference log-probs.
+
+    Optionally ``equals_policy_version`` (``int | None``) names the policy version whose weights
+    the reference has, so that log-probs known from sampling with them are not computed again;
+    one that is more than its start has state, as said above.
+    """
 
     def start(self, policy: PolicyHandle) -> None:
         """Called once, before the first optimizer step; raise ``ConfigError`` if it cannot be."""
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> list[Tensor] | None:
-        """One tensor of shape ``(action_count,)`` per rollout; ``None`` means no reference."""
+        """One tensor of shape ``(action_count,)`` per rollout, in nats, without gradient, on the
+        policy's device; ``None`` means no reference. The policy is left as it was."""
 
     def step_end(self, step: int) -> None:
         """The policy has finished its updates of this step; the reference may follow."""

@@ -51,7 +51,7 @@ def build_run(resolved: ResolvedConfig) -> Run:
     savers = [builder.one(component) for component in resolved.all("saver")]
     observers = [builder.one(component) for component in resolved.all("observer")]
     return Run(
-        policy=Policy(config.model, config.optimizer),
+        policy=Policy(config.model, config.optimizer, seed=config.train.seed),
         task=task,
         rewards=rewards,
         **single,
@@ -60,6 +60,7 @@ def build_run(resolved: ResolvedConfig) -> Run:
         settings=config.train,
         sampling=config.sampling,
         evaluation=config.evaluation,
+        checkpoints=config.checkpoints,
         output=config.output,
         config=resolved.plain(),
         manifest=resolved.manifest(),

@@ -40,8 +40,14 @@ class Scorer:
                 "metrics can tell them apart"
             )
 
-    def score(self, step: int, rollouts: Sequence[Rollout]) -> ScoredRollouts:
+    def score(
+        self, step: int, rollouts: Sequence[Rollout], *, part: bool = False
+    ) -> ScoredRollouts:
         """Ask every provider about every rollout that did not fail itself.
+
+        Args:
+            part: these are few of the step's rollouts, so that a provider with ``on_error="drop"``
+                which fails on all of them need not be down.
 
         Synchronous providers run one after the other; the awaitables of the others run together
         on one event loop.
@@ -65,7 +71,9 @@ class Scorer:
             outcomes: list[RewardOutcome] = [
                 Abstained(reason="the rollout itself failed") for _ in rollouts
             ]
-            for row, outcome in zip(alive, self._checked(position, answer, request), strict=True):
+            for row, outcome in zip(
+                alive, self._checked(position, answer, request, part), strict=True
+            ):
                 outcomes[row] = outcome
             columns.append(tuple(outcomes))
         return ScoredRollouts(
@@ -81,11 +89,14 @@ class Scorer:
         except Exception as error:
             return error
 
-    def _checked(self, position: int, answer: object, request: ScoreRequest) -> list[RewardOutcome]:
+    def _checked(
+        self, position: int, answer: object, request: ScoreRequest, part: bool
+    ) -> list[RewardOutcome]:
         reward, rollouts = self._rewards[position], request.rollouts_B
         outcomes, cause = self._outcomes(answer, len(rollouts))
         failures = [o for o in outcomes if isinstance(o, Failed)]
-        if failures and (reward.on_error == "stop" or len(failures) == len(outcomes)):
+        down = len(failures) == len(outcomes) and not part
+        if failures and (reward.on_error == "stop" or down):
             first = next(i for i, o in enumerate(outcomes) if isinstance(o, Failed))
             raise RewardError(self._report(position, failures[0], rollouts[first])) from cause
         return outcomes

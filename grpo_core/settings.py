@@ -57,6 +57,12 @@ class ModelSettings(Settings):
         description="How rollouts are laid out for the model; auto is prefix-tree where it gives "
         "the same log-probs as padded, which is tried at the start.",
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads; null is OMP_NUM_THREADS where set, else one or all, whichever "
+        "is faster in a short trial at the start.",
+    )
     lora: LoraSettings | None = Field(None, description="Train adapters in place of all weights.")
 
     @field_validator("path", mode="before")
@@ -80,7 +86,8 @@ class OptimizerSettings(Settings):
 
 
 class SamplingParams(Settings):
-    """How completions are drawn. The trainer's log-probs use the same temperature."""
+    """How completions are drawn. Log-probs are of softmax(logits / temperature) everywhere;
+    truncation and penalty only change what is drawn."""
 
     temperature: float = Field(1.0, ge=0, description="0 takes the most likely token.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus (arXiv 1904.09751); 1 is off.")
@@ -94,8 +101,43 @@ class SamplingParams(Settings):
 
     @property
     def truncates(self) -> bool:
-        """Whether tokens are drawn from another distribution than softmax(logits / T)."""
-        return (self.top_p, self.top_k, self.min_p, self.repetition_penalty) != (1.0, 0, 0.0, 1.0)
+        """Whether tokens may be cut off from softmax(logits / T)."""
+        return (self.top_p, self.top_k, self.min_p) != (1.0, 0, 0.0)
+
+    @property
+    def draws_from_policy(self) -> bool:
+        """Whether tokens are drawn from softmax(logits / T) itself."""
+        return not self.truncates and self.repetition_penalty == 1.0
+
+
+class DynamicSamplingSettings(Settings):
+    """Groups whose completions all have one reward give way to others (DAPO, arXiv 2503.14476).
+
+    What still has no signal at the bound stays in the step, as it would without this.
+    """
+
+    max_rounds: int = Field(
+        10,
+        ge=1,
+        description="Most rounds of sampling in a step, the first included (10 as in verl's recipe "
+        "for DAPO). Later rounds sample other prompts for the groups without signal only.",
+    )
+    replay_groups: int = Field(
+        0,
+        ge=0,
+        description="What is still without signal after the last round is filled with groups of "
+        "earlier steps: drawn by the variance of their rewards from the last so many of each "
+        "process that had signal, each replayed once. 0 is off (TRL's buffer held 64).",
+    )
+
+    @model_validator(mode="after")
+    def _does_something(self) -> DynamicSamplingSettings:
+        if self.max_rounds == 1 and not self.replay_groups:
+            raise ValueError(
+                "max_rounds 1 with replay_groups 0 replaces nothing; raise one of them, or leave "
+                "dynamic_sampling out"
+            )
+        return self
 
 
 class TrainSettings(Settings):
@@ -112,6 +154,9 @@ class TrainSettings(Settings):
     )
     tokens_per_microbatch: int = Field(
         16384, ge=1, description="Most tokens, padding included, in one forward pass."
+    )
+    dynamic_sampling: DynamicSamplingSettings | None = Field(
+        None, description="Replace groups without signal; null takes them as they come."
     )
     seed: int = Field(0, ge=0, description="Of everything random in the run.")
     max_sampler_mismatch: float | None = Field(
@@ -138,3 +183,30 @@ class EvaluationSettings(Settings):
     prompts: int = Field(256, ge=1, description="At most this many of the task's eval prompts.")
     sampled: bool = Field(True, description="With the run's sampling settings.")
     greedy: bool = Field(True, description="Also at temperature 0.")
+
+
+class KeepBest(Settings):
+    """Which checkpoint is the best one."""
+
+    metric: str = Field(
+        min_length=1,
+        description="Of the step or of an evaluation after it: reward/mean, eval/greedy/NAME.",
+    )
+    mode: Literal["max", "min"] = Field("max", description="Whether more or less is better.")
+
+
+class CheckpointSettings(Settings):
+    """When the state of a run is written down, so that it can go on from there bit for bit.
+
+    One is also written at the end, after SIGTERM or SIGINT, and after an error between two
+    updates. Each holds the trained weights, twice as much for AdamW, and the reference's.
+    """
+
+    every_steps: int = Field(0, ge=0, description="Steps between two; 0 goes by minutes alone.")
+    every_minutes: float = Field(
+        30.0, ge=0, description="Written after the step in which this time is over; 0 is never."
+    )
+    keep_last: int = Field(2, ge=1, description="So many of the newest are kept.")
+    keep_best: KeepBest | None = Field(
+        None, description="Keep the best one too, however old it is."
+    )

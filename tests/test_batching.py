@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_core.aggregation import token_weights
-from grpo_core.batching import permutation, plan_minibatches
+from grpo_core.batching import permutation, plan_minibatches, plan_weights
 from grpo_core.errors import ConfigError
 from grpo_core.trainer.prompts import PromptStream
-from grpo_core.types import Prompt
+from grpo_core.types import Aggregation, Prompt
 
 
 @given(
@@ -62,7 +62,7 @@ def test_every_epoch_shows_every_prompt_once(total: int, per_step: int, seed: in
 
 
 def test_an_unknown_aggregation_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="token-mean, sequence-mean, constant"):
+    with pytest.raises(ConfigError, match="token-mean, sequence-mean, sequence-sum, constant"):
         token_weights(
             "mean",  # type: ignore[arg-type]
             torch.tensor([1]),
@@ -70,3 +70,28 @@ def test_an_unknown_aggregation_names_the_known_ones() -> None:
             total_rollouts=1,
             max_tokens=1,
         )
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        ("token-mean", [1 / 5, 0, 1 / 5]),
+        ("sequence-mean", [1 / 6, 0, 1 / 9]),
+        ("sequence-sum", [1 / 3, 0, 1 / 3]),
+        ("constant", [1 / 30, 0, 1 / 30]),
+    ],
+)
+def test_masked_rollouts_weigh_nothing_and_count_as_rollouts_only(
+    aggregation: Aggregation, expected: list[float]
+) -> None:
+    (weights,) = plan_weights(
+        [(0, 1, 2)],
+        [2, 4, 3],
+        aggregation,
+        max_tokens=10,
+        ranks=1,
+        sum_over_ranks=lambda local: local,
+        masked=[False, True, False],
+    )
+    assert weights.loss_B.tolist() == pytest.approx(expected)
+    assert weights.mean_B.tolist() == pytest.approx([1 / 5, 0, 1 / 5])

@@ -36,7 +36,7 @@ RUNNING = (
     ("grpo_core/trainer/loop.py", "train"),
     ("grpo_core/run.py", "load_run"),
     ("grpo_core/trainer/run.py", "Run"),
-    ("grpo_core/trainer/run.py", "RunResult"),
+    ("grpo_core/trainer/result.py", "RunResult"),
     ("grpo_core/rewards.py", "Reward"),
     ("grpo_core/policy/policy.py", "Policy"),
     ("grpo_core/protocols.py", "BuildContext"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from generators.config import HEAD, option_rows
 from generators.source import cell, definition, docstring, prose, table
+from grpo_core.cli.component import described
 from grpo_core.cli.source import docstring as target_docstring
 from grpo_core.config.components import checked_model
 from grpo_core.plugins import ROLES, Registration, Registry, Role
@@ -46,9 +47,12 @@ def _component(registration: Registration) -> Iterator[str]:
     yield f"### {registration.role} `{registration.name}`"
     yield ""
     yield f"{cell(registration.summary)} From `{registration.source.distribution}`."
-    described = target_docstring(registration)
-    if described:
-        yield from ("", prose(described))
+    said = target_docstring(registration)
+    if said:
+        yield from ("", prose(said))
+    written = described(registration)
+    if written:
+        yield from ("", "```text", written, "```")
     model = checked_model(registration)
     rows = [] if model is None else option_rows(model)
     if rows:

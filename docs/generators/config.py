@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from generators.source import cell, code, table
 from grpo_core.config.schema import LIST_BLOCKS, SECTIONS, SINGLE_BLOCKS, RewardBlock, RunConfig
-from grpo_core.settings import LoraSettings, Settings
+from grpo_core.settings import DynamicSamplingSettings, LoraSettings, Settings
 
 HEAD = ("key", "type", "default", "meaning")
 
@@ -39,6 +39,7 @@ def lines() -> Iterator[str]:
     yield ""
     yield from table(HEAD, [_top_level(name) for name in RunConfig.model_fields])
     sections: dict[str, type[BaseModel]] = {**SECTIONS, "model.lora": LoraSettings}
+    sections["train.dynamic_sampling"] = DynamicSamplingSettings
     for title, model in sections.items():
         yield from ("", f"## `{title}`", "", cell(model.__doc__ or ""), "")
         yield from table(HEAD, option_rows(model))

@@ -24,7 +24,10 @@ NOTICES = """\
 ## Notices
 
 When a condition has held for several steps, and again each time its streak has doubled, a run says
-so, in its log and in the event of `grpo_step_end`:
+so, in its log and in the event of `grpo_step_end`. What is known before the first step
+(`off-policy-sampling`, `sampler-not-compared`: see
+[what log-probs mean](../explanation/log-probs.md#what-log-probs-mean)) is said once, in the event
+of `grpo_run_start`.
 """
 
 

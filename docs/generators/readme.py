@@ -44,14 +44,15 @@ def lines(result: dict[str, Any]) -> list[str]:
 def _row(runs: list[dict[str, Any]]) -> tuple[str, ...]:
     """One number per seed, in the same order everywhere."""
     change = [
-        f"{_each([r['before'][kind] for r in runs], 2)} → "
-        f"{_each([r['after'][kind] for r in runs], 2)}"
+        f"{each([r['before'][kind] for r in runs], 2)} → "
+        f"{each([r['after'][kind] for r in runs], 2)}"
         for kind in ("sampled", "greedy")
     ]
-    steps = _each([r["steps"] for r in runs], 0)
-    return (steps, *change, _each([r["cpu_seconds"] for r in runs], 0))
+    steps = each([r["steps"] for r in runs], 0)
+    return (steps, *change, each([r["cpu_seconds"] for r in runs], 0))
 
 
-def _each(values: list[float], digits: int) -> str:
+def each(values: list[float], digits: int) -> str:
+    """One number per seed; only one where all are the same."""
     texts = [f"{value:.{digits}f}" for value in values]
     return ", ".join(texts if len(set(texts)) > 1 else texts[:1])

@@ -68,8 +68,11 @@ class Console:
         self._history.start(event)
         self._clock.start()
         self._print(Text.assemble(("run ", "dim"), (visible(str(event.run_dir)), "bold")))
-        facts = [f"{event.steps} steps", *counts(event.derived)]
+        after = f", going on after {event.first_step}" if event.first_step else ""
+        facts = [f"{event.steps} steps{after}", *counts(event.derived)]
         self._print(Text(visible(" · ".join(facts)), "dim"))
+        for notice in event.notices:
+            self._print(Text(visible(f"! {notice.code}: {notice.text}"), "yellow"))
 
     @hookimpl
     def grpo_weights_synced(self, event: WeightsSynced) -> None:

@@ -44,6 +44,7 @@ class History:
     def start(self, event: RunStart) -> None:
         self.steps = event.steps
         self.done = event.first_step
+        self.notices += [(event.first_step, notice) for notice in event.notices]
 
     def evaluated(self, event: Evaluated) -> None:
         self.add(event.step, event.metrics)

@@ -6,7 +6,8 @@ One JSON object per line::
     {"event": "evaluation", "step": 0, "wall_time": ..., "label": "greedy", "eval/greedy/x": 0.2}
     {"event": "notice", "step": 7, "wall_time": ..., "code": "constant-reward", "text": "..."}
 
-``step`` counts from 0 for steps and their notices; of an evaluation it is the steps done before.
+``step`` counts from 0 for steps and their notices, those of the start being with the first step; of
+an evaluation it is the steps done before.
 ``wall_time`` is in seconds since 1970. A number that is NaN or infinite is ``null``.
 """
 
@@ -21,10 +22,10 @@ from typing import IO, TYPE_CHECKING, Any
 from grpo_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from grpo_core.types import Evaluated, Metrics, RunEnd, RunStart, StepEnd
+    from grpo_core.types import Evaluated, Metrics, Notice, RunEnd, RunStart, StepEnd
 
 FILE_NAME = "metrics.jsonl"
 
@@ -42,6 +43,7 @@ class JsonlMetrics:
         # they would stand there twice, with two values each.
         keep_before(path, event.first_step)
         self._file = path.open("a", encoding="utf-8")
+        self._write_notices(event.first_step, event.notices)
 
     @hookimpl
     def grpo_evaluated(self, event: Evaluated) -> None:
@@ -51,14 +53,17 @@ class JsonlMetrics:
     def grpo_step_end(self, event: StepEnd) -> None:
         known = {"policy_version": event.policy_version, **numbers(event.metrics)}
         self._write("step", event.step, known)
-        for notice in event.notices:
-            self._write("notice", event.step, {"code": notice.code, "text": notice.text})
+        self._write_notices(event.step, event.notices)
 
     @hookimpl
     def grpo_run_end(self, event: RunEnd) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _write_notices(self, step: int, notices: Sequence[Notice]) -> None:
+        for notice in notices:
+            self._write("notice", step, {"code": notice.code, "text": notice.text})
 
     def _write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         if self._file is None:

@@ -54,6 +54,7 @@ def _rollout(
             Span(
                 token_ids=completion.token_ids,
                 logprobs=completion.logprobs,
+                kept_logmass=completion.kept_logmass,
                 policy_version=group.policy_version,
             ),
         ),
@@ -85,6 +86,13 @@ def _check(
                 f"generator {generator} returned {len(completion.token_ids)} tokens but "
                 f"{len(completion.logprobs)} log-probs for completion {sample} of prompt "
                 f"{group.index}; it must report one per sampled token"
+            )
+        kept = completion.kept_logmass
+        if kept is not None and len(kept) != len(completion.token_ids):
+            raise PluginError(
+                f"generator {generator} returned {len(completion.token_ids)} tokens but "
+                f"{len(kept)} values of kept_logmass for completion {sample} of prompt "
+                f"{group.index}; it must report one per sampled token, or None"
             )
 
 

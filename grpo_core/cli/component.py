@@ -35,6 +35,7 @@ def as_data(registration: Registration) -> dict[str, Any]:
         "version": source.version,
         "target": registration.target_path,
         "docstring": docstring(registration),
+        "description": described(registration),
         "options": options,
         "options_problem": problem,
     }
@@ -52,10 +53,23 @@ def as_text(registration: Registration) -> str:
     ]
     if data["docstring"] and data["docstring"] != data["summary"]:
         lines += ["", *textwrap.indent(visible(data["docstring"]), "  ").splitlines()]
+    if data["description"]:
+        lines += ["", *textwrap.indent(visible(data["description"]), "  ").splitlines()]
     lines += ["", "  Options:" if data["options"] else "  No options."]
     if data["options_problem"]:
         lines[-1] = visible(f"  Options unknown: {data['options_problem']}")
     return "\n".join([*lines, *(line for option in data["options"] for line in _option(option))])
+
+
+def described(registration: Registration) -> str | None:
+    """What the options' model says of the component by a ``describe()`` of its own."""
+    from grpo_core.config.components import checked_model
+
+    try:
+        describe = getattr(checked_model(registration), "describe", None)
+    except GRPOError:
+        return None
+    return str(describe()) if callable(describe) else None
 
 
 def _option(option: dict[str, Any]) -> list[str]:

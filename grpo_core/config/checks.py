@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from grpo_core.config.components import ResolvedComponent
     from grpo_core.plugins import Role
     from grpo_core.settings import (
+        CheckpointSettings,
         EvaluationSettings,
         ModelSettings,
         OptimizerSettings,
@@ -37,6 +38,7 @@ class Draft:
     sampling: SamplingParams | None
     optimizer: OptimizerSettings | None
     evaluation: EvaluationSettings | None
+    checkpoints: CheckpointSettings | None
     components: tuple[ResolvedComponent, ...]
 
     def component(self, role: Role) -> ResolvedComponent | None:
@@ -76,18 +78,23 @@ def _group_size(draft: Draft) -> Iterator[Finding]:
 
 
 def _reference(draft: Draft) -> Iterator[Finding]:
-    loss, reference = draft.component("loss"), draft.component("reference")
-    if loss is None or reference is None or reference.name != "none":
+    reference = draft.component("reference")
+    if reference is None or reference.name != "none":
         return
-    kl_coef = getattr(loss.options, "kl_coef", 0.0)
-    needs = _declared(loss, "needs", ("ref_logprobs",) if kl_coef > 0 else ())
-    if "ref_logprobs" in needs:
-        why = f"has kl_coef {kl_coef}, which needs" if kl_coef else "needs"
-        yield (
-            ("loss", "kl_coef") if kl_coef else ("loss",),
-            f"loss {loss.name!r} {why} reference log-probs, but reference is 'none'; set "
-            "reference.name to frozen (or adapter-off with LoRA), or loss.kl_coef to 0",
-        )
+    roles: tuple[Role, ...] = ("loss", "advantage")
+    for role in roles:
+        component = draft.component(role)
+        if component is None:
+            continue
+        kl_coef = getattr(component.options, "kl_coef", 0.0)
+        needs = _declared(component, "needs", ("ref_logprobs",) if kl_coef > 0 else ())
+        if "ref_logprobs" in needs:
+            why = f"has kl_coef {kl_coef}, which needs" if kl_coef else "needs"
+            yield (
+                (role, "kl_coef") if kl_coef else (role,),
+                f"{role} {component.name!r} {why} reference log-probs, but reference is 'none'; "
+                f"set reference.name to frozen (or adapter-off with LoRA), or {role}.kl_coef to 0",
+            )
 
 
 def _adapter(draft: Draft) -> Iterator[Finding]:

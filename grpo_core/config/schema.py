@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grpo_core.plugins import Role
 from grpo_core.settings import (
+    CheckpointSettings,
     EvaluationSettings,
     ModelSettings,
     OptimizerSettings,
@@ -70,6 +71,9 @@ class RunConfig(Settings):
     sampling: SamplingParams = SamplingParams()
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings | None = Field(None, description="null: no evaluation.")
+    checkpoints: CheckpointSettings | None = Field(
+        CheckpointSettings(), description="null: none, and a killed run starts again."
+    )
     generator: Block = Block(name="hf")
     environment: Block = Block(name="single-turn")
     rewards: tuple[RewardBlock, ...] = Field((), description="Empty: those that the task brings.")
@@ -90,6 +94,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "sampling": SamplingParams,
     "optimizer": OptimizerSettings,
     "evaluation": EvaluationSettings,
+    "checkpoints": CheckpointSettings,
 }
 """The parts of a config that are the same whatever is installed."""
 

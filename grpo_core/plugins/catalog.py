@@ -10,10 +10,16 @@ from grpo_core.plugins.registrar import Role
 FIRST_PARTY: dict[str, dict[Role, tuple[str, ...]]] = {
     "grpo-generator-hf": {"generator": ("hf",)},
     "grpo-losses": {
-        "loss": ("dapo", "dr-grpo", "grpo"),
-        "advantage": ("batch", "group", "none"),
+        "loss": (
+            *("bnpo", "cispo", "dapo", "dr-grpo", "gmpo", "grpo", "gspo"),
+            *("gspo-token", "luspo", "reinforce", "reinforce-pp", "rloo", "sapo", "vespo"),
+        ),
+        "advantage": (
+            *("batch", "gdpo", "group", "none"),
+            *("reinforce-pp", "reinforce-pp-baseline", "rloo"),
+        ),
     },
-    "grpo-references": {"reference": ("adapter-off", "frozen", "none")},
+    "grpo-references": {"reference": ("adapter-off", "ema", "frozen", "none", "periodic")},
     "grpo-rewards": {"reward": ("exact-answer", "think-format")},
     "grpo-savers": {"saver": ("rollouts", "safetensors")},
 }

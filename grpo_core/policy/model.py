@@ -26,8 +26,8 @@ DTYPES = {
 }
 
 
-def load_model(settings: ModelSettings) -> nn.Module:
-    """The model, dropout off, with adapters if asked for.
+def load_model(settings: ModelSettings, *, seed: int = 0) -> nn.Module:
+    """The model, dropout off, with adapters if asked for, which ``seed`` decides the start of.
 
     Raises:
         ConfigError: it cannot be loaded; says which path and why.
@@ -44,7 +44,7 @@ def load_model(settings: ModelSettings) -> nn.Module:
     except (OSError, ValueError, ImportError, TypeError) as error:
         raise ConfigError(f"model.path {settings.path!r} cannot be loaded: {error}") from error
     if settings.lora is not None:
-        model = _add_lora(model, settings.lora)
+        model = _add_lora(model, settings.lora, seed)
     disable_dropout(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -73,7 +73,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
-def _add_lora(model: PreTrainedModel, lora: LoraSettings) -> nn.Module:
+def _add_lora(model: PreTrainedModel, lora: LoraSettings, seed: int) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     modules = lora.target_modules
@@ -86,7 +86,10 @@ def _add_lora(model: PreTrainedModel, lora: LoraSettings) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     try:
-        return cast("nn.Module", get_peft_model(model, config))
+        # Without a seed a run that is killed before its first checkpoint would start elsewhere.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return cast("nn.Module", get_peft_model(model, config))
     except ValueError as error:
         raise ConfigError(f"model.lora does not fit this model: {error}") from error
 
@@ -144,3 +147,23 @@ def context_length(model: nn.Module) -> int | None:
     config = base_of(model).config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return int(limit) if limit else None
+
+
+def sliding_windows(model: nn.Module) -> list[int | None]:
+    """Positions that each layer's attention sees, by the config; ``None`` for all.
+
+    Raises:
+        NotImplementedError: there are layers of a kind that is not known here.
+    """
+    config = base_of(model).config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * config.num_hidden_layers
+    known = {"full_attention": None, "sliding_attention": window}
+    odd = [kind for kind in kinds if kind not in known]
+    if odd:
+        raise NotImplementedError(f"layers of type {odd[0]!r}")
+    return [known[kind] for kind in kinds]

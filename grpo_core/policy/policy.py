@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,8 +13,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from grpo_core.errors import ConfigError, NonFiniteGradientError
+from grpo_core.policy.fused import fuse_layers
+from grpo_core.policy.hardware import autocast_dtype, keep_threads, set_threads
 from grpo_core.policy.layouts import ModelInputs
 from grpo_core.policy.layouts.choose import choose_layout
+from grpo_core.policy.microbatch import MicroBatch, OptimizerStep
 from grpo_core.policy.model import (
     context_length,
     eos_token_ids,
@@ -25,6 +27,7 @@ from grpo_core.policy.model import (
 )
 from grpo_core.policy.module import PolicyModule
 from grpo_core.policy.optimizer import make_optimizer, rate_schedule
+from grpo_core.policy.state import load_optimizer, load_weights, optimizer_state, trained_weights
 from grpo_core.policy.text import PromptEncoder
 from grpo_core.policy.weights import named_tensors
 from grpo_core.settings import OptimizerSettings
@@ -41,31 +44,6 @@ MAX_SKIPPED = 3
 """Non-finite gradients in a row before the run stops; a single one is an accident of numerics."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MicroBatch:
-    """What one forward and backward pass is made of; flat tensors on the policy's device."""
-
-    inputs: ModelInputs
-    minibatch: Minibatch
-    advantages_N: Tensor
-    weights_N: Tensor
-    """float64: a sum of 10^6 products of 10^-6 is not left to float32."""
-    sampling_logprobs_N: Tensor
-    old_logprobs_N: Tensor | None
-    ref_logprobs_N: Tensor | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerStep:
-    """What came of one optimizer step."""
-
-    grad_norm: float
-    """Before clipping."""
-    learning_rate: float
-    skipped: bool
-    """The gradient was not finite, so the weights were left as they were."""
-
-
 class Policy:
     """Loads a model, computes log-probs of rollouts, takes optimizer steps.
 
@@ -73,8 +51,14 @@ class Policy:
     ``torchrun``.
     """
 
-    def __init__(self, model: ModelSettings, optimizer: OptimizerSettings | None = None) -> None:
-        """Load the model and tokenizer.
+    def __init__(
+        self,
+        model: ModelSettings,
+        optimizer: OptimizerSettings | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Load the model and tokenizer; ``seed`` is that of new adapters.
 
         Raises:
             ConfigError: the model, its tokenizer or its adapters cannot be made.
@@ -84,8 +68,9 @@ class Policy:
         # Autocast is ours: Accelerate keeps one precision per process for good, and a second
         # policy in a notebook could not have another.
         self.accelerator = Accelerator(mixed_precision="no")
-        self._autocast_dtype = _autocast_dtype(model)
-        self.model: nn.Module = load_model(model).to(self.device)
+        self._autocast_dtype = autocast_dtype(model)
+        self.threads = set_threads(model.threads) if self.device.type == "cpu" else "not used"
+        self.model: nn.Module = load_model(model, seed=seed).to(self.device)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         self.eos_token_ids = eos_token_ids(self.model, self.tokenizer)
         self.context_length = context_length(self.model)
@@ -107,6 +92,9 @@ class Policy:
         self._needs = needs
         self._temperature = temperature
         self._tokens_per_microbatch = tokens_per_microbatch
+        if not self.settings.gradient_checkpointing:
+            # Checkpointing keeps none of this anyway.
+            fuse_layers(self.model)
         module = PolicyModule(
             self.model, temperature=temperature, entropy_gradient="entropy" in needs
         )
@@ -148,6 +136,11 @@ class Policy:
         return bool(self.accelerator.is_main_process)
 
     @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the weights only."""
+        return self.accelerator.distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+
+    @property
     def has_adapter(self) -> bool:
         return has_adapter(self.model)
 
@@ -170,7 +163,10 @@ class Policy:
     def token_logprobs(self, micro: MicroBatch) -> ActionTokens:
         """Run the model; flat log-probs with gradient and everything that a loss may see."""
         with self.autocast():
-            logprobs_N, entropy_N = self._module(micro.inputs)
+            found = self._module(micro.inputs)
+        logprobs_N, entropy_N, index_N = (
+            x_N[: len(micro.weights_N)] for x_N in (*found, micro.inputs.rollout_index_N)
+        )
         old_N = micro.old_logprobs_N
         if old_N is None:
             # The policy has not moved since it was sampled from: these *are* the old log-probs.
@@ -178,6 +174,7 @@ class Policy:
             self._remember(micro, old_N)
         dtype = logprobs_N.dtype
         ref_N = micro.ref_logprobs_N
+        rank_N = micro.entropy_rank_N
         return ActionTokens(
             logprobs_N=logprobs_N,
             old_logprobs_N=old_N.to(dtype) if "old_logprobs" in self._needs else None,
@@ -185,8 +182,9 @@ class Policy:
             ref_logprobs_N=None if ref_N is None else ref_N.to(dtype),
             entropy_N=entropy_N if "entropy" in self._needs else entropy_N.detach(),
             advantages_N=micro.advantages_N.to(dtype),
-            rollout_index_N=micro.inputs.rollout_index_N,
+            rollout_index_N=index_N,
             rollouts=len(micro.inputs.rows),
+            entropy_rank_N=None if rank_N is None else rank_N.to(dtype),
         )
 
     def backward(self, loss: Tensor) -> None:
@@ -223,6 +221,49 @@ class Policy:
             )
         return OptimizerStep(grad_norm=norm, learning_rate=rate, skipped=not finite)
 
+    # -- the state of training --------------------------------------------------------------------
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps tried so far, those skipped for a gradient that was not finite too."""
+        return self._attempts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training changes, by name; tensors are not copied.
+
+        Raises:
+            ConfigError: the weights are sharded, so that no process has them all.
+        """
+        if self.sharded:
+            raise ConfigError(
+                "checkpoints of a policy that is sharded (FSDP, DeepSpeed) are not supported; set "
+                "checkpoints to null"
+            )
+        return {
+            "weights": trained_weights(self.model),
+            "optimizer": optimizer_state(self.model, self._optimizer),
+            "threads": torch.get_num_threads(),
+            "version": self.version,
+            "attempts": self._attempts,
+            "skipped_in_a_row": self._skipped_in_a_row,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict``; to be called after ``prepare``.
+
+        Raises:
+            ConfigError: it was saved with another model.
+        """
+        load_weights(self.model, state["weights"])
+        load_optimizer(self.model, self._optimizer, state["optimizer"])
+        if self.device.type == "cpu":
+            self.threads = (
+                keep_threads(int(state["threads"]), self.settings.threads) or self.threads
+            )
+        self.version = int(state["version"])
+        self._attempts = int(state["attempts"])
+        self._skipped_in_a_row = int(state["skipped_in_a_row"])
+
     # -- scoring without gradient -------------------------------------------------------------
 
     @torch.no_grad()
@@ -233,7 +274,18 @@ class Policy:
             One tensor of shape ``(action_count,)`` per rollout, in nats, at the sampling
             temperature, on the policy's device.
         """
-        found = [torch.zeros(0, device=self.device) for _ in rollouts]
+        return [logprobs for logprobs, _ in self._score(rollouts, model)]
+
+    @torch.no_grad()
+    def logprobs_and_entropies(self, rollouts: Sequence[Rollout]) -> list[tuple[Tensor, Tensor]]:
+        """The same, with the entropies of the distributions that the tokens were drawn from."""
+        return self._score(rollouts, None)
+
+    def _score(
+        self, rollouts: Sequence[Rollout], model: nn.Module | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        nothing = torch.zeros(0, device=self.device)
+        found = [(nothing, nothing) for _ in rollouts]
         if not rollouts:
             return found
         module = self._module if model is None else self._module_of(model)
@@ -241,10 +293,11 @@ class Policy:
             rollouts, tokens_per_microbatch=self._tokens_per_microbatch
         ):
             with self.autocast():
-                logprobs_N, _ = module(inputs.to(self.device))
+                logprobs_N, entropy_N = module(inputs.to(self.device))
             counts = [rollouts[i].action_count for i in inputs.rows]
             if len(logprobs_N):
-                for row, part in zip(inputs.rows, logprobs_N.split(counts), strict=True):
+                parts = zip(logprobs_N.split(counts), entropy_N.split(counts), strict=True)
+                for row, part in zip(inputs.rows, parts, strict=True):
                     found[row] = part
         return found
 
@@ -298,15 +351,21 @@ class Policy:
         sampled = [x for i in rows for x in batch.rollouts[i].sampling_logprobs]
         old = [batch.old_logprobs[i] for i in rows if batch.rollouts[i].action_count]
         known = bool(old) and all(x is not None for x in old)
-        ref = batch.ref_logprobs
+        ref, ranks = batch.ref_logprobs, batch.entropy_ranks
+        here = list(inputs.rows)
+        weights_N = minibatch.weights_B[here].to(self.device)[index_N]
+        # A masked rollout that is here only so that this rank takes part: nobody may count it.
+        n = len(weights_N) if weights_N.any() else 0
         return MicroBatch(
             inputs=inputs,
             minibatch=minibatch,
-            advantages_N=batch.advantages_B[rows].to(self.device)[index_N],
-            weights_N=minibatch.weights_B[list(inputs.rows)].to(self.device)[index_N],
-            sampling_logprobs_N=self.tensor(sampled),
-            old_logprobs_N=torch.cat(cast("list[Tensor]", old)) if known else None,
-            ref_logprobs_N=None if ref is None else torch.cat([ref[i] for i in rows]),
+            advantages_N=torch.cat([batch.advantages[i] for i in rows]).to(self.device)[:n],
+            weights_N=weights_N[:n],
+            mean_weights_N=minibatch.mean_weights_B[here].to(self.device)[index_N][:n],
+            sampling_logprobs_N=self.tensor(sampled)[:n],
+            old_logprobs_N=torch.cat(cast("list[Tensor]", old))[:n] if known else None,
+            ref_logprobs_N=None if ref is None else torch.cat([ref[i] for i in rows])[:n],
+            entropy_rank_N=None if ranks is None else torch.cat([ranks[i] for i in rows])[:n],
         )
 
     def _remember(self, micro: MicroBatch, logprobs_N: Tensor) -> None:
@@ -323,16 +382,3 @@ class Policy:
                 model.to(self.device), temperature=self._temperature
             )
         return self._others[id(model)]
-
-
-def _autocast_dtype(settings: ModelSettings) -> torch.dtype | None:
-    """bf16 where the hardware is fast at it.
-
-    Not on CPUs: measured 5x slower than float32 on one without bf16 units.
-    """
-    if settings.mixed_precision == "auto":
-        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        wanted = fast and settings.dtype in ("auto", "float32")
-    else:
-        wanted = settings.mixed_precision == "bf16"
-    return torch.bfloat16 if wanted else None

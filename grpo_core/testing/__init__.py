@@ -7,15 +7,28 @@ from grpo_core.lazy import lazy_exports
 __getattr__ = lazy_exports(
     __name__,
     {
+        "AdvantageSuite": "grpo_core.testing.advantage_suite",
+        "LossSuite": "grpo_core.testing.loss_suite",
         "PluginSuite": "grpo_core.testing.plugin_suite",
+        "ReferenceSuite": "grpo_core.testing.reference_suite",
         "ScriptedConfig": "grpo_core.testing.config",
         "ScriptedGenerator": "grpo_core.testing.scripted",
     },
 )
 
-__all__ = ["PluginSuite", "ScriptedConfig", "ScriptedGenerator"]
+__all__ = [
+    "AdvantageSuite",
+    "LossSuite",
+    "PluginSuite",
+    "ReferenceSuite",
+    "ScriptedConfig",
+    "ScriptedGenerator",
+]
 
 if TYPE_CHECKING:
+    from grpo_core.testing.advantage_suite import AdvantageSuite
     from grpo_core.testing.config import ScriptedConfig
+    from grpo_core.testing.loss_suite import LossSuite
     from grpo_core.testing.plugin_suite import PluginSuite
+    from grpo_core.testing.reference_suite import ReferenceSuite
     from grpo_core.testing.scripted import ScriptedGenerator

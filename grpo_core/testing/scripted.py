@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class ScriptedGenerator:
-    """Completions from a list instead of a distribution; everything else is as in sampling.
+    """Completions from a list instead of a distribution; everything else is as in sampling, and
+    the log-probs are the policy's own at the request's temperature.
 
     A text ends with the first end-of-sequence token of the request, unless it is cut off at
     ``sampling.max_tokens``.

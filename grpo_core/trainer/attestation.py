@@ -23,6 +23,12 @@ def require_version(run: Run, rollouts: Sequence[Rollout]) -> None:
         )
 
 
+def comparable(run: Run) -> bool:
+    """Whether the generator's log-probs are of the same distribution as the trainer's."""
+    processed = bool(getattr(run.generator, "processed_logprobs", False))
+    return run.sampling.draws_from_policy or not processed
+
+
 def attest(run: Run) -> None:
     """Compare what sampler and trainer think of the same tokens, from the first minibatch's own
     forward pass.
@@ -31,8 +37,7 @@ def attest(run: Run) -> None:
         SyncError: the KL from sampler to trainer is above ``train.max_sampler_mismatch``.
     """
     bound = run.settings.max_sampler_mismatch
-    # With truncated sampling the two distributions differ by design.
-    if bound is None or run.sampling.truncates:
+    if bound is None or not comparable(run):
         return
     found = run.metrics.value("ratio/sampler_mismatch_kl", run.policy.gather)
     # Written so that a NaN, from a generator that reports NaN log-probs, does not pass either.
@@ -40,6 +45,7 @@ def attest(run: Run) -> None:
         raise SyncError(
             f"sampler and trainer disagree about the same tokens: KL {found:.3g} nats per token, "
             f"bound train.max_sampler_mismatch {bound}. Probably the sampler holds other weights "
-            "(stale, or another checkpoint), or samples at another temperature; the metrics under "
-            "ratio/sampler_mismatch tell more"
+            "(stale, or another checkpoint), samples at another temperature, or reports the "
+            "log-probs after top-p, top-k, min-p or a repetition penalty without saying so "
+            "(processed_logprobs); the metrics under ratio/sampler_mismatch tell more"
         )

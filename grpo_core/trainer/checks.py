@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from grpo_core.errors import ConfigError
+from grpo_core.trainer.attestation import comparable
+from grpo_core.types import Notice
 
 if TYPE_CHECKING:
     from grpo_core.trainer.run import Run
@@ -21,6 +23,8 @@ def check(run: Run) -> None:
             _ranks(run),
             _evaluation(run),
             _rewards(run),
+            _replay(run),
+            _sampling_logprobs(run),
         )
         if problem
     ]
@@ -43,9 +47,11 @@ def _reference(run: Run) -> str | None:
     if "ref_logprobs" in run.needs and (
         run.reference is None or run.reference.logprobs([]) is None
     ):
+        asking = "advantage" if "ref_logprobs" in run.advantage_needs else "loss"
         return (
-            f"{run.label('loss')} needs reference log-probs, but there is no reference. Set "
-            "reference.name to 'frozen' (or 'adapter-off' with model.lora), or loss.kl_coef to 0"
+            f"{run.label(asking)} needs reference log-probs, but there is no reference. Set "
+            "reference.name to 'frozen' (or 'adapter-off' with model.lora), or "
+            f"{asking}.kl_coef to 0"
         )
     return None
 
@@ -86,3 +92,63 @@ def _rewards(run: Run) -> str | None:
             "rewards"
         )
     return None
+
+
+def _replay(run: Run) -> str | None:
+    """Replayed completions come from older weights, and only a ratio to these can correct it."""
+    if run.replay is None:
+        return None
+    asked = "train.dynamic_sampling.replay_groups is set"
+    if "old_logprobs" not in run.needs:
+        return (
+            f"{asked}, but {run.label('loss')} takes no ratio to the policy that sampled (it does "
+            "not need old_logprobs), so that completions of older weights would be taken for new "
+            "ones; set it to 0, or take a loss with a ratio"
+        )
+    if not comparable(run):
+        return (
+            f"{asked}, but {_processed(run)}, and the ratio of replayed tokens would be wrong; set "
+            "it to 0, or turn these off"
+        )
+    return None
+
+
+def _sampling_logprobs(run: Run) -> str | None:
+    if "sampling_logprobs" in run.needs and not comparable(run):
+        return (
+            f"{run.label('loss')} compares trainer and sampler (sampling_logprobs), but "
+            f"{_processed(run)}; turn these off, or take a loss that does not compare"
+        )
+    return None
+
+
+def _processed(run: Run) -> str:
+    return (
+        f"the log-probs of {run.label('generator')} are not those of the policy with top_p, "
+        "top_k, min_p or repetition_penalty (it says so: processed_logprobs)"
+    )
+
+
+def notices(run: Run) -> list[Notice]:
+    """What works, but not as one may think; said once, when the run starts."""
+    found = []
+    if run.sampling.repetition_penalty != 1:
+        found.append(
+            Notice(
+                code="off-policy-sampling",
+                text=f"sampling.repetition_penalty is {run.sampling.repetition_penalty:g}: tokens "
+                "are drawn from a distribution that depends on what was said before, and the "
+                "gradient is that of the policy without it. Training is off-policy in every step, "
+                "and no ratio corrects it. Set it to 1; where the trained policy is only used, a "
+                "penalty does no harm.",
+            )
+        )
+    if run.settings.max_sampler_mismatch is not None and not comparable(run):
+        found.append(
+            Notice(
+                code="sampler-not-compared",
+                text=f"{_processed(run)}. Whether the sampler holds the policy's weights is "
+                "therefore not checked (train.max_sampler_mismatch).",
+            )
+        )
+    return found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from grpo_core.errors import ConfigError, RunExistsError
+from grpo_core.staging import staged_file
 from grpo_core.yaml12 import dump
 
 LOCK = ".lock"
@@ -18,8 +18,8 @@ COMPONENTS = "components.json"
 
 
 @contextmanager
-def claim_folder(folder: Path) -> Iterator[None]:
-    """Make the folder and hold it until the block ends.
+def claim_folder(folder: Path, *, resuming: bool = False) -> Iterator[None]:
+    """Make the folder and hold it until the block ends; ``resuming`` goes on in one that is used.
 
     Raises:
         RunExistsError: it holds a run already, or another process is using it.
@@ -32,13 +32,19 @@ def claim_folder(folder: Path) -> Iterator[None]:
         raise ConfigError(f"output folder {str(folder)!r} cannot be written: {error}") from error
     with lock:
         _lock(lock.fileno(), folder)
-        if (folder / CONFIG).exists():
-            raise RunExistsError(
-                f"output folder {str(folder)!r} already holds a run; choose another with --output, "
-                "or move the old one away"
-            )
+        if not resuming:
+            require_free(folder)
         # The file stays: removed, it could be locked by one process and made anew by another.
         yield
+
+
+def require_free(folder: Path) -> None:
+    """Raises ``RunExistsError`` when the folder holds a run, which must not be overwritten."""
+    if (folder / CONFIG).exists():
+        raise RunExistsError(
+            f"output folder {str(folder)!r} already holds a run; go on with it by --resume, choose "
+            "another with --output, or move the old one away"
+        )
 
 
 def _lock(descriptor: int, folder: Path) -> None:
@@ -71,9 +77,5 @@ def remove_description(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is complete or absent, whenever the process is killed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with staged_file(path) as staging:
+        staging.write_text(text, encoding="utf-8")

@@ -16,6 +16,10 @@ def _is_zero(name: str) -> _Test:
     return lambda metrics: metrics.get(name) == 0.0
 
 
+def _is_above_zero(name: str) -> _Test:
+    return lambda metrics: metrics.get(name, 0.0) > 0.0
+
+
 def _is_one(name: str) -> _Test:
     return lambda metrics: metrics.get(name) == 1.0
 
@@ -42,6 +46,14 @@ _CONDITIONS: tuple[tuple[str, _Test, str], ...] = (
         "the gradient was exactly 0 for {steps} steps, so the weights do not move.",
     ),
     (
+        "too-few-groups",
+        _is_above_zero("sampling/unfilled"),
+        "dynamic sampling reached its bound for {steps} steps with groups left that have no "
+        "signal; they were trained on as they are and teach nothing (sampling/unfilled is their "
+        "share). Raise train.dynamic_sampling.max_rounds, or look for prompts that are too hard or "
+        "already solved.",
+    ),
+    (
         "empty-completions",
         _is_zero("length/max"),
         "every completion was empty for {steps} steps: there are no tokens to learn from.",
@@ -54,15 +66,15 @@ class Health:
 
     def __init__(self, patience: int = PATIENCE) -> None:
         self._patience = patience
-        self._streaks = dict.fromkeys((code for code, _, _ in _CONDITIONS), 0)
+        self.streaks = dict.fromkeys((code for code, _, _ in _CONDITIONS), 0)
 
     def look(self, metrics: Mapping[str, float]) -> Sequence[Notice]:
         """Notices about this step: when a condition has held ``patience`` steps in a row, and
         again each time its streak doubles, so that a log is neither silent nor full of it."""
         notices = []
         for code, test, text in _CONDITIONS:
-            self._streaks[code] = self._streaks[code] + 1 if test(metrics) else 0
-            streak = self._streaks[code]
+            self.streaks[code] = self.streaks[code] + 1 if test(metrics) else 0
+            streak = self.streaks[code]
             if streak >= self._patience and _doubled(streak, self._patience):
                 reward = metrics.get("reward/mean", float("nan"))
                 notices.append(Notice(code=code, text=text.format(steps=streak, reward=reward)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,16 @@ def observe_lengths(
         f"{prefix}/finished_mean", [float(len(r.token_ids)) for r in rollouts if not r.truncated]
     )
     metrics.mean(f"{prefix}/truncated_share", [float(r.truncated) for r in rollouts])
+
+
+def observe_sampled(metrics: StepMetrics, rollouts: Sequence[Rollout]) -> None:
+    """What was sampled for training: lengths, counts, and the share of softmax(logits / T) that
+    truncation left to draw from, over action tokens."""
+    observe_lengths(metrics, rollouts)
+    metrics.sum("tokens/sampled", float(sum(r.action_count for r in rollouts)))
+    metrics.sum("tokens/prompt", float(sum(len(r.prompt_ids) for r in rollouts)))
+    known = [math.exp(x) for r in rollouts for x in r.kept_logmass or ()]
+    metrics.mean("sampling/kept_mass", known)
 
 
 def observe_rewards(metrics: StepMetrics, scored: ScoredRollouts) -> None:
@@ -66,10 +77,20 @@ def observe_totals(metrics: StepMetrics, request: AdvantageRequest, advantages_B
 
 
 def observe_tokens(
-    metrics: StepMetrics, micro: MicroBatch, tokens: ActionTokens, out: LossOutput, ranks: int
+    metrics: StepMetrics,
+    micro: MicroBatch,
+    tokens: ActionTokens,
+    out: LossOutput,
+    ranks: int,
+    current_B: Sequence[bool],
 ) -> None:
-    """Everything that the forward pass of a microbatch tells, on the side."""
-    weighted = (out.loss_N.detach() * micro.weights_N).sum()
+    """Everything that the forward pass of a microbatch tells, on the side.
+
+    Args:
+        current_B: which rollouts were sampled in this step, and not replayed; read only in the
+            first minibatch.
+    """
+    weighted = micro.weighted(out).detach()
     # The weights hold a factor `ranks` for the averaging of gradients; of the optimizer steps of
     # a rollout batch the mean is reported.
     metrics.sum("loss/total", float(weighted) / (ranks * len(micro.minibatch.batch.plan)))
@@ -83,10 +104,14 @@ def observe_tokens(
         metrics.mean("kl/reference", kl_k3(logprobs_N, tokens.ref_logprobs_N))
     if micro.minibatch.first:
         # The policy has not moved yet: trainer and sampler should agree on every token.
-        difference_N = (logprobs_N - tokens.sampling_logprobs_N).abs()
+        sampling_N = tokens.sampling_logprobs_N
+        if not all(current_B):
+            current_N = tokens.spread(torch.tensor(current_B, device=logprobs_N.device))
+            logprobs_N, sampling_N = logprobs_N[current_N], sampling_N[current_N]
+        difference_N = (logprobs_N - sampling_N).abs()
         metrics.mean("ratio/sampler_mismatch", difference_N)
         if len(difference_N):
             metrics.maximum("ratio/sampler_mismatch_max", float(difference_N.max()))
-        metrics.mean("ratio/sampler_mismatch_kl", kl_k3(tokens.sampling_logprobs_N, logprobs_N))
+        metrics.mean("ratio/sampler_mismatch_kl", kl_k3(sampling_N, logprobs_N))
     for name, values in out.metrics.items():
         metrics.mean(name, values)

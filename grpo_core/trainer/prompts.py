@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from grpo_core.types import Prompt
 
 
+_REPLACEMENTS = 1
+
+
 class PromptStream:
     """The task's prompts in a new order every epoch, as a function of (seed, step) alone, so that
     a resumed run neither repeats nor skips any."""
@@ -26,14 +29,29 @@ class PromptStream:
         self._epoch = -1
         self._order: list[int] = []
 
-    def indices(self, step: int) -> list[int]:
-        """Indices of the ``per_step`` prompts of a step; an epoch's end may fall inside it."""
-        start = step * self._per_step
-        return [self._index(position) for position in range(start, start + self._per_step)]
+    def indices(self, step: int, sampling_round: int = 0) -> list[int]:
+        """Indices of the ``per_step`` prompts of a step; an epoch's end may fall inside it.
 
-    def at(self, step: int) -> list[Prompt]:
-        """The prompts of a step, over all ranks."""
-        return [self._prompts[i] for i in self.indices(step)]
+        Args:
+            sampling_round: above 0, what may replace them: other prompts of the task, in an order
+                of the step's own, none of them twice while there are any left.
+        """
+        start = step * self._per_step
+        first = [self._index(position) for position in range(start, start + self._per_step)]
+        if not sampling_round:
+            return first
+        # A third number keeps these orders apart from those of the epochs.
+        order = permutation(len(self._prompts), (self._seed, step, _REPLACEMENTS))
+        taken = set(first)
+        others = [index for index in order if index not in taken] or order
+        size, start = len(others), (sampling_round - 1) * self._per_step
+        # Once all have been drawn the order is shifted: where `per_step` is a multiple of `size`,
+        # a place would otherwise be given the same prompt for ever.
+        return [others[(i + i // size) % size] for i in range(start, start + self._per_step)]
+
+    def at(self, step: int, sampling_round: int = 0) -> list[Prompt]:
+        """The prompts of a step or of one of its later rounds, over all ranks."""
+        return [self._prompts[i] for i in self.indices(step, sampling_round)]
 
     def _index(self, position: int) -> int:
         epoch, offset = divmod(position, len(self._prompts))

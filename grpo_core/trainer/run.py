@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from grpo_core.attribution import attributed, describe
 from grpo_core.batching import Minibatch, RolloutBatch, plan_minibatches, plan_weights
@@ -20,8 +20,13 @@ from grpo_core.scoring import Scorer
 from grpo_core.settings import SamplingParams
 from grpo_core.trainer.advantages import compute_advantages
 from grpo_core.trainer.attestation import attest, require_version
-from grpo_core.trainer.observe import observe_lengths, observe_rewards, observe_tokens
+from grpo_core.trainer.dynamic_sampling import chosen, resample, trained_rows
+from grpo_core.trainer.entropy_ranks import rank_entropies
+from grpo_core.trainer.logprobs import find_old_logprobs, reference_logprobs
+from grpo_core.trainer.observe import observe_rewards, observe_sampled, observe_tokens
 from grpo_core.trainer.prompts import PromptStream
+from grpo_core.trainer.replay import ReplayBuffer
+from grpo_core.trainer.result import RunResult
 from grpo_core.trainer.sampling import sample
 from grpo_core.trainer.session import Session
 from grpo_core.types import Need, Rollout, RolloutsScored, ScoredRollouts, WeightsSynced
@@ -41,23 +46,8 @@ if TYPE_CHECKING:
         Saver,
         Task,
     )
-    from grpo_core.settings import EvaluationSettings, TrainSettings
+    from grpo_core.settings import CheckpointSettings, EvaluationSettings, TrainSettings
     from grpo_core.types import ActionTokens, Aggregation, LossOutput
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunResult:
-    """What came of a run."""
-
-    status: Literal["finished", "interrupted"]
-    steps_done: int
-    run_dir: Path
-    history: Sequence[Mapping[str, float]]
-    """The metrics of every step."""
-    evaluations: Sequence[Mapping[str, float]]
-    """The metrics of every evaluation, with the number of steps done as ``step``."""
-    artifacts: Mapping[str, Path]
-    """What lies where."""
 
 
 class Run:
@@ -94,6 +84,7 @@ class Run:
         savers: Sequence[Saver] = (),
         observers: Sequence[object] = (),
         evaluation: EvaluationSettings | None = None,
+        checkpoints: CheckpointSettings | None = None,
         config: Mapping[str, Any] | None = None,
         manifest: Sequence[Mapping[str, Any]] = (),
         labels: Mapping[int, str] | None = None,
@@ -103,6 +94,7 @@ class Run:
         Args:
             rewards: providers or plain functions, with ``Reward(...)`` around those that need a
                 weight; empty takes the task's own.
+            checkpoints: when to write them; none are written when ``None``.
             config: what to write into ``config.yaml``; the settings when ``None``.
             manifest: what to write into ``components.json``.
             labels: ``id(component)`` to how errors call it; by default role and class.
@@ -126,7 +118,8 @@ class Run:
         self.scorer = Scorer(self.rewards)
         self._loss = loss
         self._labels = dict(labels or {})
-        self.needs: frozenset[Need] = frozenset(getattr(loss, "needs", ()))
+        self.advantage_needs: frozenset[Need] = frozenset(getattr(advantage, "needs", ()))
+        self.needs: frozenset[Need] = frozenset(getattr(loss, "needs", ())) | self.advantage_needs
         self.aggregation: Aggregation = getattr(loss, "aggregation", "token-mean")
         self.config = dict(config) if config is not None else self._settings_as_config()
         self.manifest = tuple(manifest)
@@ -136,23 +129,30 @@ class Run:
         )
         self.metrics = StepMetrics()
         self._step_started = perf_counter()
+        dynamic = settings.dynamic_sampling
+        self.replay = (
+            ReplayBuffer(dynamic.replay_groups) if dynamic and dynamic.replay_groups else None
+        )
         self._prompts = PromptStream(
             task.train_prompts(), per_step=settings.prompts_per_step, seed=settings.seed
         )
-        self._session = Session(self)
+        self._session = Session(self, checkpoints)
 
     # -- the verbs of the loop, in its order ----------------------------------------------------
 
-    def session(self) -> AbstractContextManager[None]:
-        """Everything before the first step and after the last one; see ``Session``."""
-        return self._session.opened()
+    def session(
+        self, resume: str | None = None, *, accept_changes: bool = False
+    ) -> AbstractContextManager[None]:
+        """Everything before the first step and after the last one; see ``train``."""
+        return self._session.opened(resume, accept_changes=accept_changes)
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, until the last or until somebody asks to stop."""
-        for step in range(self.settings.steps):
+        for step in range(self._session.steps_done, self.settings.steps):
             # Asked of all ranks: one that stops alone leaves the others waiting for ever.
             if any(self.policy.gather([self._session.stop_requested])):
                 return
+            self._session.checkpoints.step_begins()
             self.metrics = StepMetrics()
             self._step_started = perf_counter()
             yield step
@@ -177,43 +177,61 @@ class Run:
 
     def rollouts(self, step: int) -> list[Rollout]:
         """Whole groups for this rank's share of the step's prompts, in order."""
-        prompts = self._prompts.at(step)
-        share = len(prompts) // self.policy.ranks
+        share = self.settings.prompts_per_step // self.policy.ranks
         first = self.policy.rank * share
+        return self.sample_round(step, 0, range(first, first + share))
+
+    def sample_round(self, step: int, number: int, places: Sequence[int]) -> list[Rollout]:
+        """One group at each of some places among the step's prompts; round 0 is the step's own,
+        later ones replace its groups."""
+        prompts = self._prompts.at(step, number)
         with self.metrics.timed("sample"):
             rollouts = sample(
                 self,
-                prompts[first : first + share],
-                keys=range(first, first + share),
+                [prompts[place] for place in places],
+                keys=[number * len(prompts) + place for place in places],
                 step=step,
                 sampling=self.sampling,
                 group_size=self.settings.group_size,
             )
         require_version(self, rollouts)
-        observe_lengths(self.metrics, rollouts)
-        self.metrics.sum("tokens/sampled", float(sum(r.action_count for r in rollouts)))
-        self.metrics.sum("tokens/prompt", float(sum(len(r.prompt_ids) for r in rollouts)))
+        observe_sampled(self.metrics, rollouts)
         return rollouts
 
-    def score(self, step: int, rollouts: Sequence[Rollout]) -> ScoredRollouts:
-        """What every reward provider says of every rollout."""
+    def score(
+        self, step: int, rollouts: Sequence[Rollout], *, part: bool = False
+    ) -> ScoredRollouts:
+        """What every reward provider says of every rollout; ``part`` as in ``Scorer.score``."""
         with self.metrics.timed("score"):
-            scored = self.scorer.score(step, rollouts)
+            scored = self.scorer.score(step, rollouts, part=part)
         observe_rewards(self.metrics, scored)
         return scored
+
+    def resample(
+        self, step: int, rollouts: Sequence[Rollout], scored: ScoredRollouts
+    ) -> tuple[list[Rollout], ScoredRollouts]:
+        """Others in place of groups without signal, if ``train.dynamic_sampling`` asks for it."""
+        return resample(self, step, rollouts, scored)
 
     def advantages(
         self, step: int, rollouts: Sequence[Rollout], scored: ScoredRollouts
     ) -> RolloutBatch:
         """Advantages over all ranks, and the update's plan: minibatches, weights, log-probs."""
-        advantages_B = compute_advantages(self, rollouts, scored)
-        self._publish(step, rollouts, scored, advantages_B)
+        sampled, rows = rollouts, trained_rows(rollouts, self.settings.prompts_per_step)
+        rollouts = [sampled[row] for row in rows]
+        ref_logprobs = reference_logprobs(self, rollouts)
+        found = compute_advantages(self, rollouts, chosen(scored, rows), ref_logprobs)
+        assert found.advantages_B is not None
+        assert found.token_advantages is not None
+        shown = dict(zip(rows, found.advantages_B.tolist(), strict=True))
+        self._publish(step, sampled, scored, shown)
         plan = plan_minibatches(
             [r.group for r in rollouts],
             minibatches=self.settings.minibatches_per_step,
             passes=self.settings.passes_per_step,
             seed=(self.settings.seed, step, self.policy.rank),
         )
+        masked = [self._masked(r) for r in rollouts]
         weights = plan_weights(
             plan,
             [r.action_count for r in rollouts],
@@ -221,17 +239,20 @@ class Run:
             max_tokens=self.sampling.max_tokens,
             ranks=self.policy.ranks,
             sum_over_ranks=self.policy.sum_over_ranks,
+            masked=masked,
         )
         batch = RolloutBatch(
             rollouts=rollouts,
-            advantages_B=advantages_B,
-            ref_logprobs=self._reference_logprobs(rollouts),
+            advantages=found.token_advantages,
+            ref_logprobs=ref_logprobs,
             plan=plan,
             weights=weights,
-            contributes=self._contributes(rollouts, advantages_B),
+            contributes=self._contributes(rollouts, found.token_advantages),
         )
+        if "entropy_rank" in self.needs:
+            rank_entropies(self, batch, masked)
         if "old_logprobs" in self.needs:
-            self._find_old_logprobs(batch)
+            find_old_logprobs(self, batch)
         return batch
 
     def loss(self, tokens: ActionTokens) -> LossOutput:
@@ -252,7 +273,8 @@ class Run:
 
     def observe(self, micro: MicroBatch, tokens: ActionTokens, out: LossOutput) -> None:
         """Take the microbatch's metrics."""
-        observe_tokens(self.metrics, micro, tokens, out, self.policy.ranks)
+        current_B = [self.is_current(micro.minibatch.rollouts[i]) for i in micro.inputs.rows]
+        observe_tokens(self.metrics, micro, tokens, out, self.policy.ranks, current_B)
 
     def optimizer_step(self, minibatch: Minibatch) -> None:
         """Compare sampler and trainer before the first step, then move the weights.
@@ -267,10 +289,13 @@ class Run:
         self.metrics.mean("optim/grad_norm", done.grad_norm)
         self.metrics.mean("optim/learning_rate", done.learning_rate)
         self.metrics.sum("optim/skipped", float(done.skipped) / self.policy.ranks)
+        if hasattr(self._loss, "optimizer_step_done"):
+            with self.attributed("loss", self._loss, "optimizer_step_done"):
+                self._loss.optimizer_step_done(self.policy.gather)
 
     def finish_step(self, step: int) -> None:
         """Reference, metrics, notices, evaluation, observers."""
-        if self.reference is not None:
+        if self.reference is not None and self.uses_reference:
             with self.attributed("reference", self.reference, "step_end"):
                 self.reference.step_end(step)
         self.metrics.maximum("time/step", perf_counter() - self._step_started)
@@ -292,13 +317,26 @@ class Run:
 
     def label(self, role: str) -> str:
         """How errors call the component of a single-valued role."""
-        return self.label_of(role, self._loss if role == "loss" else getattr(self, role))
+        return self.label_of(role, self.component(role))
+
+    def component(self, role: str) -> object:
+        """The component of a single-valued role."""
+        return self._loss if role == "loss" else getattr(self, role)
 
     def attributed(self, role: str, component: object, call: str) -> AbstractContextManager[None]:
         return attributed(self.label_of(role, component), call)
 
     def label_of(self, role: str, component: object) -> str:
         return self._labels.get(id(component)) or describe(role, component)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether any term needs reference log-probs."""
+        return self.reference is not None and "ref_logprobs" in self.needs
+
+    def is_current(self, rollout: Rollout) -> bool:
+        """Whether it was sampled from the policy as it is now, and not replayed."""
+        return rollout.policy_version in (None, self.policy.version)
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -307,12 +345,12 @@ class Run:
         step: int,
         rollouts: Sequence[Rollout],
         scored: ScoredRollouts,
-        advantages_B: Tensor,
+        advantages: Mapping[int, float],
     ) -> None:
-        """Show the rollouts of all ranks to the observers, which live on the main one."""
-        mine = zip(
-            rollouts, zip(*scored.outcomes_F_B, strict=True), advantages_B.tolist(), strict=True
-        )
+        """Show the rollouts of all ranks to the observers, which live on the main one; those that
+        were replaced have advantage 0."""
+        advantages_B = [advantages.get(row, 0.0) for row in range(len(rollouts))]
+        mine = zip(rollouts, zip(*scored.outcomes_F_B, strict=True), advantages_B, strict=True)
         everyone = self.policy.gather(list(mine))
         if not self.policy.is_main:
             return
@@ -326,43 +364,21 @@ class Run:
             )
         )
 
-    def _contributes(self, rollouts: Sequence[Rollout], advantages_B: Tensor) -> list[bool]:
+    def _masked(self, rollout: Rollout) -> bool:
+        """Whether the loss leaves it out because it was cut off."""
+        return rollout.truncated and bool(getattr(self._loss, "masks_truncated", False))
+
+    def _contributes(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor]) -> list[bool]:
         """Which rollouts can move the weights."""
         skips = bool(getattr(self._loss, "skips_zero_advantage", False))
-        contributes = [not skips or advantage != 0 for advantage in advantages_B.tolist()]
+        contributes = [
+            not self._masked(r) and (not skips or bool(a.any()))
+            for r, a in zip(rollouts, advantages, strict=True)
+        ]
         skipped = sum(r.action_count for r, c in zip(rollouts, contributes, strict=True) if not c)
         total = sum(r.action_count for r in rollouts)
         self.metrics.ratio("tokens/skipped_share", skipped, total)
         return contributes
-
-    def _find_old_logprobs(self, batch: RolloutBatch) -> None:
-        """Those of the first minibatch come with its own forward pass; those of the others are
-        the sampler's where it is known to be exact, and computed otherwise."""
-        later = batch.rows_trained_later
-        if not later:
-            return
-        rollouts = [batch.rollouts[i] for i in later]
-        with self.metrics.timed("old_logprobs"):
-            if self._sampler_is_exact():
-                found = [self.policy.tensor(r.sampling_logprobs) for r in rollouts]
-            else:
-                found = self.policy.logprobs(rollouts)
-        for row, logprobs in zip(later, found, strict=True):
-            batch.old_logprobs[row] = logprobs
-
-    def _sampler_is_exact(self) -> bool:
-        exact = bool(getattr(self.generator, "exact_logprobs", False))
-        # In 16 bits decoding and training round differently by more than ratios can bear.
-        return exact and not self.sampling.truncates and not self.policy.mixed
-
-    def _reference_logprobs(self, rollouts: Sequence[Rollout]) -> list[Tensor] | None:
-        if self.reference is None or "ref_logprobs" not in self.needs:
-            return None
-        with (
-            self.metrics.timed("reference"),
-            self.attributed("reference", self.reference, "logprobs"),
-        ):
-            return self.reference.logprobs(rollouts)
 
     def _settings_as_config(self) -> dict[str, Any]:
         return {

@@ -33,6 +33,8 @@ def sample(
         DataError: a prompt does not fit the model.
         PluginError: the environment failed, or returned other rollouts than were asked for.
     """
+    if not prompts:
+        return []
     request = RolloutRequest(
         prompts_P=tuple(prompts),
         generate=GenerateRequest(

@@ -1,4 +1,4 @@
-"""Everything around the steps: run folder, lock, signals, evaluation, saving, events.
+"""Everything around the steps: run folder, lock, signals, evaluation, checkpoints, saving, events.
 
 Whatever ends a run (its last step, Ctrl-C, SIGTERM, an exception), what it has learned is saved,
 every observer hears of it, and the generator is closed.
@@ -16,7 +16,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from grpo_core.attribution import attributed
-from grpo_core.trainer.checks import check
+from grpo_core.trainer.checkpoints import Checkpoints
+from grpo_core.trainer.checks import check, notices
 from grpo_core.trainer.evaluation import evaluate
 from grpo_core.trainer.folder import claim_folder, remove_description, write_description
 from grpo_core.trainer.health import Health
@@ -24,6 +25,7 @@ from grpo_core.trainer.prompts import check_lengths
 from grpo_core.types import CheckpointSaved, RunEnd, RunStart, SaveRequest, StepEnd
 
 if TYPE_CHECKING:
+    from grpo_core.settings import CheckpointSettings
     from grpo_core.trainer.run import Run
 
 logger = logging.getLogger(__name__)
@@ -34,9 +36,10 @@ Status = Literal["running", "finished", "interrupted", "failed"]
 class Session:
     """The state of a run that is not a role."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, checkpoints: CheckpointSettings | None) -> None:
         self._run = run
         self._health = Health()
+        self.checkpoints = Checkpoints(run, self, checkpoints)
         self.status: Status = "running"
         self.stop_requested = False
         self.steps_done = 0
@@ -46,20 +49,19 @@ class Session:
         self.artifacts: dict[str, Path] = {}
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Start, hand over to the loop, and end whatever happens."""
+    def opened(self, resume: str | None, *, accept_changes: bool) -> Iterator[None]:
+        """Start or resume, hand over to the loop, and end whatever happens."""
         run = self._run
         error: BaseException | None = None
         with ExitStack() as stack:
             stack.callback(run.generator.close)
-            self._start(stack)
+            self._start(stack, resume, accept_changes=accept_changes)
             try:
-                self._evaluate()
+                if not self.steps_done:
+                    self._evaluate()
                 with self._signals():
                     yield
                     self.status = "interrupted" if self.stop_requested else "finished"
-                    if self.status == "finished" and self._evaluation_is_due(last=True):
-                        self._evaluate()
             except BaseException as caught:
                 self.status = "interrupted" if isinstance(caught, KeyboardInterrupt) else "failed"
                 error = caught
@@ -75,9 +77,9 @@ class Session:
         self._tokens += metrics["tokens/sampled"] + metrics["tokens/prompt"]
         metrics["tokens/total"] = self._tokens
         self.history.append(metrics)
-        notices = self._health.look(metrics)
+        seen = self._health.look(metrics)
         if not run.observers:
-            for notice in notices:
+            for notice in seen:
                 logger.warning("step %d: %s", step, notice.text)
         if run.policy.is_main:
             run.lifecycle.step_end(
@@ -86,41 +88,79 @@ class Session:
                     steps=run.settings.steps,
                     policy_version=run.policy.version,
                     metrics=metrics,
-                    notices=notices,
+                    notices=seen,
                 )
             )
-        if self._evaluation_is_due(last=False):
+        # Before the checkpoint, which must know that it has been.
+        if self._evaluation_is_due(last=self.steps_done == run.settings.steps):
             self._evaluate()
+        self.checkpoints.step_done()
 
-    def _start(self, stack: ExitStack) -> None:
+    def latest_metrics(self) -> Mapping[str, float]:
+        """Of the last step, and of the evaluation after it if there was one."""
+        found = dict(self.history[-1]) if self.history else {}
+        if self.evaluations and self.evaluations[-1]["step"] == self.steps_done:
+            found.update(self.evaluations[-1])
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the run is, and what it has measured."""
+        return {
+            "steps_done": self.steps_done,
+            "tokens": self._tokens,
+            "history": self.history,
+            "evaluations": self.evaluations,
+            "streaks": self._health.streaks,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        self.steps_done = state["steps_done"]
+        self._tokens = state["tokens"]
+        self.history = state["history"]
+        self.evaluations = state["evaluations"]
+        # A condition that a newer version watches starts at 0.
+        self._health.streaks.update(state["streaks"])
+
+    def _start(self, stack: ExitStack, resume: str | None, *, accept_changes: bool) -> None:
         run = self._run
         settings = run.settings
         updates = settings.minibatches_per_step * settings.passes_per_step
         if run.policy.is_main:
-            stack.enter_context(claim_folder(run.output))
+            stack.enter_context(claim_folder(run.output, resuming=resume is not None))
         run.policy.prepare(
             optimizer_steps=settings.steps * updates,
             temperature=run.sampling.temperature or 1.0,
             tokens_per_microbatch=settings.tokens_per_microbatch,
             needs=run.needs,
         )
-        if run.reference is not None:
+        if run.reference is not None and run.uses_reference:
             with attributed(run.label("reference"), "start"):
                 run.reference.start(run.policy)
         check(run)
         prompts = run.task.train_prompts()
         draws = settings.steps * settings.prompts_per_step
+        if settings.dynamic_sampling is not None:
+            draws = len(prompts)
         check_lengths(run.policy, prompts, draws=draws, max_tokens=run.sampling.max_tokens)
+        self.checkpoints.begin()
+        if resume is not None:
+            self.checkpoints.resume(resume, accept_changes=accept_changes)
         derived = self._derived(len(prompts), updates)
+        seen = notices(run)
         if run.policy.is_main:
+            if not run.observers:
+                for notice in seen:
+                    logger.warning("%s", notice.text)
             write_description(run.output, run.config, run.manifest)
             run.lifecycle.run_start(
                 RunStart(
                     run_dir=run.output,
                     steps=settings.steps,
-                    first_step=0,
+                    first_step=self.steps_done,
                     config=run.config,
                     derived=derived,
+                    notices=seen,
                 )
             )
 
@@ -138,6 +178,7 @@ class Session:
             "processes": run.policy.ranks,
             "device": str(run.policy.device),
             "precision": run.policy.precision,
+            "threads": run.policy.threads,
             "layout": run.policy.layout,
         }
 
@@ -188,9 +229,12 @@ class Session:
         """Save, then tell; a failure while saving must not hide the first one."""
         run = self._run
         try:
-            # Before the first step there is nothing that the starting checkpoint does not hold.
-            if self.steps_done or error is None:
-                self._save()
+            try:
+                self.checkpoints.run_ends(error)
+            finally:
+                # Before the first step there is nothing that the starting model does not hold.
+                if self.steps_done or error is None:
+                    self._save()
         except Exception as failure:
             if error is None:
                 self.status, error = "failed", failure

@@ -16,6 +16,17 @@ Metrics = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """Something a person should know: what was seen, why it matters, what to do.
+
+    Example: ``Notice(code="no-signal", text="in every group all completions had the same ...")``.
+    """
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunStart:
     """The run folder exists, models are loaded, nothing has been sampled."""
 
@@ -27,11 +38,14 @@ class RunStart:
     """The resolved config as plain data."""
     derived: Mapping[str, Any]
     """Counts that follow from the config: ``{"rollouts_per_step": 128, ...}``."""
+    notices: Sequence[Notice] = ()
+    """What works, but not as one may think."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutsScored:
-    """The rollouts of a step, over all ranks, with outcomes and advantages."""
+    """The rollouts of a step, over all ranks, with outcomes and advantages; groups that dynamic
+    sampling replaced are among them, with advantage 0."""
 
     step: int
     rollouts_B: Sequence[Rollout]
@@ -59,17 +73,6 @@ class Evaluated:
     """``eval/<label>/<name>`` to a mean over the prompts."""
     rollouts_B: Sequence[Rollout]
     """The scored rollouts of this rank."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Notice:
-    """Something a person should know: what was seen, why it matters, what to do.
-
-    Example: ``Notice(code="no-signal", text="in every group all completions had the same ...")``.
-    """
-
-    code: str
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -48,9 +48,14 @@ class Completion:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Log-prob of each token under the distribution it was drawn from (temperature and
-    truncation applied), in nats; at temperature 0 that of the untempered softmax."""
+    """Log-prob of each token under the policy's own distribution, softmax(logits / T), in nats: of
+    all tokens, before repetition penalty, top-p, top-k and min-p. It is what the trainer computes.
+    At temperature 0 that of softmax(logits)."""
     finish_reason: Literal["stop", "length"]
+    kept_logmass: tuple[float, ...] | None = None
+    """For each token, the log of the share of softmax(logits / T) that truncation (top-p, top-k,
+    min-p) left to draw from; at most 0. Without a repetition penalty the token was drawn with
+    log-prob ``logprobs - kept_logmass``. ``None``: nothing was cut off, or it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,9 +22,11 @@ class Span:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
-    """The generator's log-probs in nats, one per token; ``None`` for inserted text."""
+    """``Completion.logprobs``, one per token, in nats; ``None`` for inserted text."""
     policy_version: int | None
     """Optimizer steps behind the weights that sampled this span; ``None`` for inserted text."""
+    kept_logmass: tuple[float, ...] | None = None
+    """``Completion.kept_logmass``, one per token."""
 
     def __post_init__(self) -> None:
         # A log-prob list that is one short shifts every later token's ratio without a trace.
@@ -32,6 +34,11 @@ class Span:
             raise ValueError(
                 f"a sampled span has {len(self.token_ids)} token ids but "
                 f"{len(self.logprobs)} log-probs; a generator must report one per sampled token"
+            )
+        if self.kept_logmass is not None and len(self.kept_logmass) != len(self.token_ids):
+            raise ValueError(
+                f"a sampled span has {len(self.token_ids)} token ids but {len(self.kept_logmass)} "
+                "values of kept_logmass; a generator must report one per sampled token, or None"
             )
 
     @property
@@ -51,7 +58,8 @@ class Rollout:
     prompt_ids: tuple[int, ...]
     """The prompt as the model saw it, chat template applied; never empty."""
     group: int
-    """Position of the prompt among the prompts of this step, over all ranks."""
+    """Position of the prompt among the prompts of this step, over all ranks; those that dynamic
+    sampling adds are counted on, ``round * prompts_per_step + place``."""
     sample: int
     """Position within the group, ``0 <= sample < group_size``."""
     spans: tuple[Span, ...]
@@ -87,8 +95,17 @@ class Rollout:
 
     @property
     def sampling_logprobs(self) -> tuple[float, ...]:
-        """The generator's log-probs of the action tokens, ``action_count`` values in nats."""
+        """``Completion.logprobs`` of the action tokens, ``action_count`` values in nats."""
         return tuple(x for span in self.spans for x in span.logprobs or ())
+
+    @property
+    def kept_logmass(self) -> tuple[float, ...] | None:
+        """``Completion.kept_logmass`` of the action tokens, ``action_count`` values; ``None``
+        unless every sampled span has it."""
+        known = [span.kept_logmass for span in self.spans if span.sampled]
+        if not known or any(part is None for part in known):
+            return None
+        return tuple(x for part in known for x in part or ())
 
     @property
     def policy_version(self) -> int | None:

@@ -28,4 +28,4 @@ class SaveRequest:
     metrics: Metrics
     """Of the last step; empty before the first."""
     history: Sequence[Metrics]
-    """Metrics of every step of this process, for curves in a model card."""
+    """Metrics of every step, those before a resume too, for curves in a model card."""

@@ -7,7 +7,7 @@ nothing is padded, and there is no mask that could leak.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Need = Literal["old_logprobs", "ref_logprobs", "sampling_logprobs", "entropy"]
-"""What a loss asks the core to compute for it; ``entropy`` asks for its gradient too."""
+Need = Literal["old_logprobs", "ref_logprobs", "sampling_logprobs", "entropy", "entropy_rank"]
+"""What a loss or an advantage asks the core to compute for it; ``entropy`` asks for its gradient
+too. An advantage may ask for ``ref_logprobs`` alone."""
 
-Aggregation = Literal["token-mean", "sequence-mean", "constant"]
+Aggregation = Literal["token-mean", "sequence-mean", "sequence-sum", "constant"]
 """How per-token losses are averaged over an optimizer step; see ``grpo_core.aggregation``."""
 
 
@@ -38,14 +39,25 @@ class AdvantageRequest:
     """int64, which group each rollout belongs to, counted from 0 without gaps."""
     action_count_B: Tensor
     """int64, action tokens of each rollout."""
+    ref_log_ratios: Sequence[Tensor] | None = None
+    """Per rollout ``sampling_logprobs - ref_logprobs``, float64 of shape ``(action_count,)``: how
+    much likelier each token was to the sampler than to the reference. Present exactly when the
+    advantage needs ``ref_logprobs``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdvantageResult:
-    """One advantage per rollout, every entry finite; 0 where there is no signal."""
+    """One advantage per rollout, or one per action token; finite, 0 where there is no signal.
 
-    advantages_B: Tensor
+    Example: ``AdvantageResult(token_advantages=[torch.tensor([0.1, 0.9]), torch.zeros(3)])`` for
+    rollouts of 2 and 3 action tokens.
+    """
+
+    advantages_B: Tensor | None = None
     """float64, as many entries as rollouts were asked for."""
+    token_advantages: Sequence[Tensor] | None = None
+    """In place of ``advantages_B``, for rewards of single steps: one float64 tensor of shape
+    ``(action_count,)`` per rollout."""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -57,12 +69,14 @@ class ActionTokens:
     """
 
     logprobs_N: Tensor
-    """Under the current weights, at the sampling temperature; the only one with a gradient."""
+    """Under the current weights; the only one with a gradient. All four kinds of log-probs are
+    those of softmax(logits / T), T the sampling temperature, whatever top-p, top-k, min-p or a
+    repetition penalty made of it when sampling."""
     old_logprobs_N: Tensor | None
     """At the start of the update; equal to ``logprobs_N`` in value in the first minibatch. Present
     exactly when the loss needs them."""
     sampling_logprobs_N: Tensor
-    """As reported by the generator."""
+    """As reported by the generator, of the weights that it sampled with."""
     ref_logprobs_N: Tensor | None
     """Under the reference; present exactly when the loss needs it."""
     entropy_N: Tensor
@@ -72,6 +86,11 @@ class ActionTokens:
     """int64, non-decreasing, ``0 <= rollout_index_N[i] < rollouts``."""
     rollouts: int
     """Rollouts in this microbatch, those without action tokens included."""
+    entropy_rank_N: Tensor | None = None
+    """Where the token stands among all action tokens of the step, on all ranks, by the entropy
+    that the policy had there before the update: 0 the lowest, 1 the highest. Known before the
+    update, so that a threshold on it cannot depend on the split into microbatches. Present exactly
+    when the loss needs it."""
 
     def sum_per_rollout(self, x_N: Tensor) -> Tensor:
         """Sum a per-token tensor over each rollout: ``(N,) -> (rollouts,)``; 0 for empty ones."""
@@ -93,5 +112,9 @@ class LossOutput:
     """A loss per action token, to be weighted and summed by the core, not averaged by the loss."""
 
     loss_N: Tensor
+    """Averaged by the loss's ``aggregation``."""
+    token_mean_N: Tensor | None = None
+    """What is averaged over all tokens of the step whatever the aggregation, and added: an entropy
+    bonus, whose coefficient must not change its meaning with the policy term's normaliser."""
     metrics: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """``group/name`` to a detached ``(N,)`` tensor, averaged over all tokens of the step."""

@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "lazy": set(),
     "settings": set(),
+    "staging": set(),
     "types": set(),
     "protocols": GROUND,
     "hookspecs": GROUND,
@@ -34,11 +35,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "builtin": GROUND | {"hookspecs", "plugins.registrar", "protocols"},
     "trainer": GROUND
     | {"attribution", "batching", "builtin.single_turn", "hooks", "metrics", "numerics"}
-    | {"protocols", "rewards", "scoring", "yaml12"},
+    | {"protocols", "rewards", "scoring", "staging", "yaml12"},
     "demo": GROUND | {"protocols"},
     "run": GROUND | {"config", "plugins", "policy", "protocols", "rewards", "trainer"},
     "testing": GROUND
-    | {"batching", "config", "hooks", "hookspecs", "plugins", "policy", "protocols", "rewards"}
+    | {
+        "batching",
+        "config",
+        "demo",
+        "hooks",
+        "hookspecs",
+        "plugins",
+        "policy",
+        "protocols",
+        "rewards",
+    }
     | {"run", "scoring", "trainer"},
     "cli": GROUND | {"builtin.text", "config", "demo", "plugins", "protocols", "run", "trainer"},
 }

@@ -16,6 +16,7 @@ PUBLIC = {
     "policy",
     "protocols",
     "settings",
+    "staging",
     "types",
 }
 """Modules of the core that a plugin may import, besides ``grpo_core`` itself."""

@@ -1,5 +1,6 @@
 """What reaches a terminal or a log, byte by byte."""
 
+import dataclasses
 import io
 import os
 import pty
@@ -17,6 +18,7 @@ from grpo_core.builtin.config import ConsoleConfig
 from grpo_core.builtin.console import Console
 from grpo_core.builtin.console_views import BLOCKS, SPARK_WIDTH, Clock, sparkline
 from grpo_core.builtin.history import duration, number
+from grpo_core.types import Notice
 
 OURS = re.compile(r"\x1b\[(\??25[lh]|[0-9;]*m|[0-9]*[AK]|2K)|\r\n?")
 """Colours, the cursor's visibility, and moving up to redraw: all that rich needs."""
@@ -51,6 +53,15 @@ def test_start_evaluations_notices_and_results_are_said(script: Any) -> None:
     assert any(line.split() == ["final", str(script.run_dir / "final")] for line in lines)
     assert any(line.split() == ["there", "too", "notes.txt"] for line in lines)
     assert f"step 6: saved {script.run_dir / 'checkpoints/step-6'}" in lines
+
+
+def test_notices_of_the_start_are_said(script: Any) -> None:
+    notice = Notice(code="off-policy-sampling", text=f"a penalty of 1.2 {script.hostile}")
+    out = io.StringIO()
+    observer = Console(terminal=Terminal(file=out, width=100))
+    observer.grpo_run_start(dataclasses.replace(script.start(), notices=(notice,)))
+    assert "! off-policy-sampling: a penalty of 1.2" in out.getvalue()
+    assert "\x1b]" not in out.getvalue()
 
 
 def test_the_same_prompts_stand_side_by_side_before_and_after(script: Any) -> None:

@@ -100,6 +100,10 @@ def test_groups_are_handed_on_whole_as_they_come() -> None:
             ),
             "returned 2 tokens but 1 log-probs for completion 0 of prompt 0",
         ),
+        (
+            (group(0, completions_G=(replace(group(0).completions_G[0], kept_logmass=()),) * 2),),
+            "returned 2 tokens but 0 values of kept_logmass for completion 0 of prompt 0",
+        ),
     ],
 )
 def test_a_generator_that_breaks_its_word_is_named(

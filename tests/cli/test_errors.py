@@ -36,6 +36,8 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         (errors.DataError, 4),
         (errors.SyncError, 5),
         (errors.NonFiniteGradientError, 6),
+        (errors.CheckpointError, 7),
+        (errors.DamagedCheckpointError, 7),
     ],
 )
 def test_each_kind_has_its_exit_code(
@@ -48,7 +50,7 @@ def test_each_kind_has_its_exit_code(
 
 def test_every_kind_is_covered() -> None:
     kinds = [e for e in vars(errors).values() if isinstance(e, type)]
-    assert {e.exit_code for e in kinds if issubclass(e, errors.GRPOError)} == {1, 2, 3, 4, 5, 6}
+    assert {e.exit_code for e in kinds if issubclass(e, errors.GRPOError)} == set(range(1, 8))
 
 
 @pytest.mark.parametrize("words", [("--debug", "fail"), ("fail", "--debug")])

@@ -83,7 +83,10 @@ def test_show_needs_no_torch_and_tells_all(shell) -> None:
         "target  grpo_losses.losses:Dapo",
         "arXiv 2503.14476",
         "clip_high: float, default 0.28",
-        "aggregation: Literal['token-mean', 'sequence-mean', 'constant'], default \"token-mean\"",
+        "composition  clip x token ratio x token-mean",
+        "clamp(r, 1 - clip_low, 1 + clip_high) A)",
+        "https://arxiv.org/abs/2503.14476",
+        "'constant'], default \"token-mean\"",
     ):
         assert part in done.stdout
 

@@ -71,10 +71,24 @@ def test_a_folder_that_holds_a_run_is_refused_before_anything_is_loaded(
     done = grpo("train", config, "--output", "done", *dry)
     assert done.exit_code == 2
     assert done.stderr == (
-        "Error: output folder 'done' already holds a run; choose another with --output, or move "
-        "the old one away\n"
+        "Error: output folder 'done' already holds a run; go on with it by --resume, choose "
+        "another with --output, or move the old one away\n"
     )
     assert "torch" not in done.stderr
+
+
+def test_resume_before_the_config_is_explained(grpo, config: str) -> None:
+    done = grpo("train", "--resume", config)
+    assert done.exit_code == 2
+    assert f"put --resume behind CONFIG: grpo train {config} --resume" in done.stderr
+
+
+def test_resume_may_find_a_run_in_its_folder(grpo, config: str) -> None:
+    Path("done").mkdir()
+    Path("done/config.yaml").write_text("")
+    for words in (("--resume",), ("--resume", "step-000002"), ("--resume-changed",)):
+        done = grpo("train", config, "--output", "done", "--dry-run", *words)
+        assert done.exit_code == 0, done.stderr
 
 
 def test_a_missing_package_says_what_to_install(config: str) -> None:

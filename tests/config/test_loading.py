@@ -33,7 +33,7 @@ def message(load, *texts: str, **options) -> str:
             "run.yaml:1: train.learning_rate: unknown key; did you mean 'optimizer.learning_rate'?",
         ),
         ("lerning_rate: 1", "lerning_rate: unknown key; did you mean 'optimizer.learning_rate'?"),
-        ("zzz: 1", "run.yaml:1: zzz: unknown key; Known: advantage, environment, evaluation,"),
+        ("zzz: 1", "run.yaml:1: zzz: unknown key; Known: advantage, checkpoints, environment,"),
         ("train: {steps: ten}", 'train.steps: should be a valid integer, got "ten"'),
         ("train: {steps: 10.5}", "train.steps: should be a valid integer, got 10.5"),
         ("train: {steps: '8'}", 'train.steps: should be a valid integer, got "8"'),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from grpo_core import (
 from grpo_core.demo.arithmetic import Arithmetic
 from grpo_core.hooks import LIFECYCLE_HOOKS, REGISTRATION_HOOKS
 from grpo_core.rewards import Reward
+from grpo_core.settings import DynamicSamplingSettings
 from grpo_core.testing import ScriptedConfig, ScriptedGenerator
-from grpo_losses import GroupAdvantage, Grpo, GrpoConfig
+from grpo_core.types import GeneratedGroup, GenerateRequest
+from grpo_losses import GroupAdvantage, Grpo, GrpoConfig, SamplerCorrection
 from grpo_references import FrozenReference
 
 
@@ -60,7 +63,18 @@ def test_every_metric_of_a_run_is_described_and_every_description_has_a_metric(
     tiny_model: Path, tmp_path: Path, generate: Any
 ) -> None:
     described = {n for group in generate.metrics.groups().values() for n in group}
-    found = {generic(name) for name in names_of_a_run(tiny_model, tmp_path)}
+    every_term = GrpoConfig(
+        kl_coef=0.1,
+        entropy_coef=0.1,
+        off_policy_mask=0.1,
+        sampler_correction=SamplerCorrection(high=2.0),
+    )
+    # Ranking entropies finds the old log-probs on its way, so that it needs a run of its own.
+    found = {
+        generic(name)
+        for i, loss in enumerate((Grpo(every_term), Grpo(GrpoConfig(top_entropy=0.5))))
+        for name in names_of_a_run(tiny_model, tmp_path / str(i), loss)
+    }
     assert found == described
 
 
@@ -69,18 +83,24 @@ def generic(name: str) -> str:
     return name.replace("/length-of/", "/<provider>/").replace("/length-of", "/<provider>")
 
 
-def names_of_a_run(model: Path, folder: Path) -> set[str]:
+def names_of_a_run(model: Path, folder: Path, loss: Grpo) -> set[str]:
     """The names of all metrics of a run in which everything happens."""
     run = Run(
         policy=Policy(ModelSettings(path=str(model)), OptimizerSettings()),
         task=Arithmetic(),
         # Some end by themselves and some are cut off.
-        generator=ScriptedGenerator(ScriptedConfig(completions=("no", "yes " * 9))),
+        generator=Truncating(ScriptedConfig(completions=("no", "yes " * 9))),
         rewards=[Reward(provider=length, label="length-of")],
         advantage=GroupAdvantage(),
-        loss=Grpo(GrpoConfig(kl_coef=0.1, entropy_coef=0.1)),
+        loss=loss,
         reference=FrozenReference(),
-        settings=TrainSettings(steps=1, prompts_per_step=2, group_size=2, minibatches_per_step=2),
+        settings=TrainSettings(
+            steps=1,
+            prompts_per_step=2,
+            group_size=2,
+            minibatches_per_step=2,
+            dynamic_sampling=DynamicSamplingSettings(replay_groups=1),
+        ),
         sampling=SamplingParams(max_tokens=8),
         evaluation=EvaluationSettings(prompts=2),
         output=folder / "run",
@@ -89,6 +109,17 @@ def names_of_a_run(model: Path, folder: Path) -> set[str]:
     return {
         name for step in (*result.history, *result.evaluations) for name in step if name != "step"
     }
+
+
+class Truncating(ScriptedGenerator):
+    """Says what share of the distribution was left to draw from."""
+
+    def generate(self, request: GenerateRequest) -> Iterator[GeneratedGroup]:
+        for group in super().generate(request):
+            completions_G = tuple(
+                replace(c, kept_logmass=(-0.1,) * len(c.token_ids)) for c in group.completions_G
+            )
+            yield replace(group, completions_G=completions_G)
 
 
 def length(completion_ids: list[list[int]], **_: Any) -> list[float]:

@@ -63,7 +63,11 @@ def gradient(
         sum_over_ranks=lambda local: totals or local,
     )
     batch = RolloutBatch(
-        rollouts=rollouts, advantages_B=advantages, ref_logprobs=None, plan=plan, weights=weights
+        rollouts=rollouts,
+        advantages=[a.expand(r.action_count) for a, r in zip(advantages, rollouts, strict=True)],
+        ref_logprobs=None,
+        plan=plan,
+        weights=weights,
     )
     policy.model.zero_grad()
     for minibatch in batch.minibatches():

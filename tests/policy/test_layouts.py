@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from grpo_core.errors import ConfigError
-from grpo_core.policy.layouts import Layout, PackedLayout, PaddedLayout, PrefixTreeLayout
+from grpo_core.policy.layouts import Layout, PackedLayout, PaddedLayout, PrefixTreeLayout, inplace
 from grpo_core.policy.layouts.choose import choose_layout
 from grpo_core.policy.layouts.trie import build_trie
 from grpo_core.policy.module import PolicyModule
@@ -95,9 +95,25 @@ def run(
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(drawn=groups, budget=st.sampled_from([1, 7, 20, 1000]), shared=st.sampled_from([1, 2, 16]))
-def test_layouts_agree(module: PolicyModule, drawn: Any, budget: int, shared: int) -> None:
-    rollouts = rollouts_of(drawn)
+@given(
+    drawn=groups,
+    budget=st.sampled_from([1, 7, 20, 1000]),
+    shared=st.sampled_from([1, 2, 16]),
+    long=st.sampled_from([2, 4, 64]),
+)
+def test_layouts_agree(
+    module: PolicyModule, drawn: Any, budget: int, shared: int, long: int
+) -> None:
+    """``long``: from how many tokens on a segment is computed where it stands."""
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(inplace, "LONG", long)
+    try:
+        _agree(module, rollouts_of(drawn), budget, shared)
+    finally:
+        monkeypatch.undo()
+
+
+def _agree(module: PolicyModule, rollouts: list[Rollout], budget: int, shared: int) -> None:
     if not any(r.action_count for r in rollouts):
         return
     expected = run(module, PaddedLayout(), rollouts, 1000)
@@ -181,5 +197,59 @@ def test_plans_move_between_devices(module: PolicyModule) -> None:
     [inputs] = PrefixTreeLayout(min_shared=1).microbatches(rollouts, tokens_per_microbatch=99)
     moved = inputs.to(torch.device("meta"))
     assert moved.attention is not None
-    assert moved.attention.order_T.device.type == "meta"
+    assert moved.attention.device.type == "meta"
     assert dataclasses.asdict(inputs)["tokens"] == moved.tokens
+
+
+def test_a_prompts_keys_are_neither_copied_nor_kept(module: PolicyModule) -> None:
+    """What autograd keeps grows with the tokens of the batch, not with the keys that each
+    completion sees: six completions more keep no second prompt."""
+    kept = {}
+    for members in (2, 8):
+        drawn = [(tuple([1, 2] * 50), [((3 + i, 4), 99) for i in range(members)])]
+        [inputs] = PrefixTreeLayout().microbatches(rollouts_of(drawn), tokens_per_microbatch=999)
+        storages: dict[int, torch.UntypedStorage] = {}
+
+        def pack(saved: torch.Tensor, found: Any = storages) -> torch.Tensor:
+            storage = saved.untyped_storage()
+            found[storage.data_ptr()] = storage
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            module.rows(inputs)
+        own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+        kept[members] = sum(s.nbytes() for at, s in storages.items() if at not in own)
+        tokens = inputs.tokens
+    assert tokens == 100 + 8
+    # 102 tokens against 108; copied keys would add 600 to each layer.
+    assert kept[8] < 1.1 * kept[2]
+
+
+def test_trees_are_stacked_up_to_enough_and_kept_whole_beyond() -> None:
+    drawn = [
+        (tuple([group] * 10), [((4 + i, *([9] * 9)), 99) for i in range(4)])
+        for group in range(1, 4)
+    ]
+    rollouts = rollouts_of(drawn)
+    for enough, passes in ((None, 1), (92, 2), (46, 3), (20, 3)):
+        parts = PrefixTreeLayout(enough=enough).microbatches(rollouts, tokens_per_microbatch=10**4)
+        assert len(parts) == passes
+        assert sum(part.tokens for part in parts) == 3 * (10 + 4 * 9)
+
+
+def test_a_wrong_backward_is_found_out_by_the_trial(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels with a backward of their own: a forward that agrees does not vouch for it."""
+    right = inplace._backward
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        query, key, value = right(*arguments, **options)
+        return query, 1.1 * key, value
+
+    monkeypatch.setattr(inplace, "_backward", wrong)
+    layout, name = choose_layout(
+        "auto", PolicyModule(AutoModelForCausalLM.from_pretrained(tiny_model))
+    )
+    assert isinstance(layout, PaddedLayout)
+    assert "gradients differ by" in name

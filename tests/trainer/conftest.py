@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from grpo_core import ModelSettings, OptimizerSettings, Policy, Run, SamplingParams, TrainSettings
+from grpo_core.policy.module import PolicyModule
 from grpo_core.testing import ScriptedConfig, ScriptedGenerator
 from grpo_core.types import Prompt
 from grpo_losses import Dapo, GroupAdvantage
@@ -60,3 +61,18 @@ def make_run(tiny_model: Path, tmp_path: Path) -> Callable[..., Run]:
 @pytest.fixture
 def list_task() -> type[ListTask]:
     return ListTask
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Token positions of every forward pass of the policy module."""
+    counts: list[int] = []
+    forward = PolicyModule.forward
+
+    def counting(self: PolicyModule, inputs: Any) -> Any:
+        counts.append(inputs.tokens)
+        return forward(self, inputs)
+
+    # Watches the real forward; nothing is replaced.
+    monkeypatch.setattr(PolicyModule, "forward", counting)
+    return counts

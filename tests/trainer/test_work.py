@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from grpo_core import Run, train
-from grpo_core.policy.module import PolicyModule
 from grpo_generator_hf import HFGenerator
 from grpo_losses import Dapo, DapoConfig
 
@@ -31,21 +30,6 @@ class Unskipped(Dapo):
     def __init__(self, config: DapoConfig | None = None) -> None:
         super().__init__(config)
         self.skips_zero_advantage = False
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Token positions of every forward pass of the policy module."""
-    counts: list[int] = []
-    forward = PolicyModule.forward
-
-    def counting(self: PolicyModule, inputs: Any) -> Any:
-        counts.append(inputs.tokens)
-        return forward(self, inputs)
-
-    # Watches the real forward; nothing is replaced.
-    monkeypatch.setattr(PolicyModule, "forward", counting)
-    return counts
 
 
 def go(make_run: MakeRun, output: Path, **changes: Any) -> tuple[Run, Any]:

@@ -8,18 +8,58 @@ from pathlib import Path
 
 import torch
 
-from grpo_core import ModelSettings, OptimizerSettings, Policy, Run, SamplingParams, TrainSettings
+from grpo_core import (
+    CheckpointSettings,
+    ModelSettings,
+    OptimizerSettings,
+    Policy,
+    Run,
+    SamplingParams,
+    TrainSettings,
+    hookimpl,
+)
 from grpo_core import train as run_training
 from grpo_core.demo.arithmetic import Arithmetic
+from grpo_core.types import RolloutsScored
 from grpo_generator_hf import HFGenerator
-from grpo_losses import Dapo, GroupAdvantage
+from grpo_losses import AdaptiveEntropy, Dapo, GroupAdvantage, Grpo, GrpoConfig
+
+LOSSES = {
+    "plain": Dapo(),
+    # Everything that is about the step as a whole: ranks of entropies, a mean over its tokens
+    # beside another aggregation, a coefficient that follows it, rollouts left out.
+    "terms": Grpo(
+        GrpoConfig(
+            top_entropy=0.4,
+            adaptive_entropy=AdaptiveEntropy(target=9.0, delta=0.05),
+            mask_truncated=True,
+        )
+    ),
+}
 
 
 def length(completion_ids: list[list[int]], **_: object) -> list[float]:
     return [float(len(ids) + sum(ids) % 5) for ids in completion_ids]
 
 
-def main(model: str, output: Path) -> None:
+def silent_if_even(completion_ids: list[list[int]], answer: list[str], **_: object) -> list[float]:
+    """Prompts with an even answer teach nothing."""
+    return [
+        float(int(a) % 2 and len(ids) + sum(ids) % 5)
+        for ids, a in zip(completion_ids, answer, strict=True)
+    ]
+
+
+class FailsInSecondStep:
+    @hookimpl
+    def grpo_rollouts_scored(self, event: RolloutsScored) -> None:
+        if event.step == 1:
+            raise OSError("power cut")
+
+
+def main(
+    model: str, output: Path, loss: str, dynamic: dict[str, int] | None, checkpoints: str
+) -> None:
     run = Run(
         policy=Policy(
             ModelSettings(path=model, dtype="float64"), OptimizerSettings(learning_rate=1e-3)
@@ -27,13 +67,17 @@ def main(model: str, output: Path) -> None:
         task=Arithmetic(),
         generator=HFGenerator(),
         advantage=GroupAdvantage(),
-        loss=Dapo(),
-        rewards=[length],
-        settings=TrainSettings(steps=2, prompts_per_step=4, group_size=3, passes_per_step=2),
+        loss=LOSSES[loss],
+        rewards=[silent_if_even if dynamic else length],
+        settings=TrainSettings(
+            steps=2, prompts_per_step=4, group_size=3, passes_per_step=2, dynamic_sampling=dynamic
+        ),
         sampling=SamplingParams(max_tokens=12),
         output=output,
+        checkpoints=CheckpointSettings(every_steps=1) if checkpoints else None,
+        observers=[FailsInSecondStep()] if checkpoints == "fail" else [],
     )
-    result = run_training(run)
+    result = run_training(run, resume="newest" if checkpoints else None)
     if run.policy.is_main:
         weights = {n: p.detach() for n, p in run.policy.model.named_parameters()}
         torch.save(weights, output / "weights.pt")
@@ -45,4 +89,4 @@ def main(model: str, output: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4]), sys.argv[5])

@@ -10,8 +10,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from grpo_core.policy.layouts.attention import AttentionPlan
+    from grpo_core.policy.layouts.plan import AttentionPlan
     from grpo_core.types import Rollout
+
+
+ENOUGH_ON_A_CPU = 1024
+"""Tokens of a pass from which a further group gains no time worth its memory. Measured on one
+thread: an update of the demo in passes of 4 000, 2 000, 1 000 and 500 tokens took 0.72, 0.70, 0.74
+and 0.79 s; one of 29 M parameters the same in one pass of 2 000 tokens as in two."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

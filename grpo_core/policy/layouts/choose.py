@@ -8,9 +8,10 @@ import torch
 
 from grpo_core.errors import ConfigError
 from grpo_core.policy.layouts.attention import IMPLEMENTATION
+from grpo_core.policy.layouts.base import ENOUGH_ON_A_CPU
 from grpo_core.policy.layouts.padded import PaddedLayout
 from grpo_core.policy.layouts.tree import PackedLayout, PrefixTreeLayout
-from grpo_core.policy.model import base_of
+from grpo_core.policy.model import base_of, sliding_windows
 from grpo_core.types import Prompt, Rollout, Span
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 """Largest difference between layouts that is rounding, as a share of the hidden states' largest
 entry; 0.05 in 16 bits. Measured: 1e-6 in float32, and in float64 too, where the norms of many
 models are computed in float32. A token that sees a wrong one is off by 0.1 and more."""
+
+SMALL = 1 << 16
+"""Entries of a parameter up to which its gradient is compared too: the layouts' attention has a
+backward of its own, and the trial must not take the memory of a whole model's gradient."""
 
 
 def choose_layout(
@@ -36,19 +41,23 @@ def choose_layout(
     Raises:
         ConfigError: a layout was asked for by name that is wrong for this model.
     """
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    enough = ENOUGH_ON_A_CPU if on_cpu else None
     if name == "padded":
-        return PaddedLayout(), name
+        return PaddedLayout(enough=enough), name
     obstacle = _obstacle(module, attention)
     if obstacle is None:
         if name == "packed":
-            return PackedLayout(), name
-        return PrefixTreeLayout(), "prefix-tree"
+            return PackedLayout(enough=enough), name
+        return PrefixTreeLayout(enough=enough), "prefix-tree"
     if name != "auto":
         raise ConfigError(
             f"model.layout {name!r} does not work for {type(base_of(module.model)).__name__}: "
             f"{obstacle}; use auto or padded"
         )
-    return PaddedLayout(), f"padded, because prefix-tree does not work here: {obstacle}"
+    return PaddedLayout(
+        enough=enough
+    ), f"padded, because prefix-tree does not work here: {obstacle}"
 
 
 def _obstacle(module: PolicyModule, attention: str | None) -> str | None:
@@ -70,10 +79,12 @@ def _obstacle(module: PolicyModule, attention: str | None) -> str | None:
     return obstacle
 
 
-@torch.no_grad()
 def _difference(module: PolicyModule) -> str | None:
+    """What the layouts disagree about, in hidden states or in their gradients."""
     rollouts = _probe(module)
     found: list[torch.Tensor] = []
+    gradients: list[torch.Tensor] = []
+    small = [p for p in module.parameters() if p.requires_grad and p.numel() <= SMALL]
     windows: list[int | None] = []
     training = module.training
     module.eval()
@@ -83,33 +94,35 @@ def _difference(module: PolicyModule) -> str | None:
             rows_N = module.rows(inputs.to(next(module.parameters()).device))
             parts = rows_N.split([rollouts[row].action_count for row in inputs.rows])
             ordered = sorted(zip(inputs.rows, parts, strict=True), key=lambda pair: pair[0])
-            found.append(torch.cat([part for _, part in ordered]))
+            hidden = torch.cat([part for _, part in ordered])
+            found.append(hidden.detach())
+            gradients.append(_gradient(hidden, small))
             windows = [] if inputs.attention is None else inputs.attention.windows
     finally:
         module.train(training)
-    expected = _windows(module)
+    # A window that a layer only puts into its mask would be lost, and a probe of a few tokens is
+    # too short to show it.
+    expected = sliding_windows(module.model)
     if windows != expected:
         return f"its layers ask for sliding windows {windows}, its config says {expected}"
-    off = float((found[0] - found[1]).abs().max() / found[0].abs().max())
-    bound = TOLERANCE.get(found[0].dtype, 0.05)
-    return None if off <= bound else f"hidden states differ by {off:.2g} from those of padded rows"
+    for what, (padded, tree) in {"hidden states": found, "gradients": gradients}.items():
+        off = float((padded - tree).abs().max() / padded.abs().max())
+        bound = TOLERANCE.get(padded.dtype, 0.05)
+        if not off <= bound:
+            return f"{what} differ by {off:.2g} from those of padded rows"
+    return None
 
 
-def _windows(module: PolicyModule) -> list[int | None]:
-    """The sliding window of each layer by the config: a window that a layer only puts into its
-    mask would be lost, and a probe of a few tokens is too short to show it."""
-    config = base_of(module.model).config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return [window] * config.num_hidden_layers
-    known = {"full_attention": None, "sliding_attention": window}
-    odd = [kind for kind in kinds if kind not in known]
-    if odd:
-        raise NotImplementedError(f"layers of type {odd[0]!r}")
-    return [known[kind] for kind in kinds]
+def _gradient(rows_N: torch.Tensor, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+    """Of some number made of all rows, with respect to the small parameters: norms and adapters
+    of all layers, whose gradients go through attention."""
+    numbers = torch.arange(rows_N.numel(), dtype=rows_N.dtype, device=rows_N.device).sin()
+    found = (
+        torch.autograd.grad((rows_N * numbers.view_as(rows_N)).sum(), parameters, allow_unused=True)
+        if parameters
+        else []
+    )
+    return torch.cat([rows_N.new_ones(1), *(g.flatten() for g in found if g is not None)])
 
 
 def _probe(module: PolicyModule) -> list[Rollout]:

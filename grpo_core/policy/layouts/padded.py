@@ -17,6 +17,10 @@ class PaddedLayout:
     """Works for every causal model: with padding on the right no token attends to a pad, so
     neither mask nor positions need to be passed, and the fast causal kernels apply."""
 
+    def __init__(self, *, enough: int | None = None) -> None:
+        """``enough``: tokens up to which rows are stacked, where that is less than the budget."""
+        self._enough = enough
+
     def microbatches(
         self, rollouts: Sequence[Rollout], *, tokens_per_microbatch: int
     ) -> list[ModelInputs]:
@@ -24,12 +28,10 @@ class PaddedLayout:
         rows = [i for i, r in enumerate(rollouts) if r.action_count] or [0]
         # Longest first: the pass that needs most memory fails at once, not an hour later.
         rows.sort(key=lambda i: (-lengths[i], i))
+        most = min(self._enough or tokens_per_microbatch, tokens_per_microbatch)
         batches: list[list[int]] = []
         for i in rows:
-            if (
-                batches
-                and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens_per_microbatch
-            ):
+            if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= most:
                 batches[-1].append(i)
             else:
                 batches.append([i])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from grpo_core.policy.layouts.attention import make_plan
 from grpo_core.policy.layouts.base import ModelInputs
+from grpo_core.policy.layouts.plan import make_plan
 from grpo_core.policy.layouts.trie import MIN_SHARED, Trie, build_trie
 
 if TYPE_CHECKING:
@@ -19,8 +19,11 @@ class PrefixTreeLayout:
     """The rollouts of a group as one tree: what they share, the prompt above all, is computed
     once, forward and backward. Many trees stand behind each other in one flat batch."""
 
-    def __init__(self, *, min_shared: int = MIN_SHARED) -> None:
+    def __init__(self, *, min_shared: int = MIN_SHARED, enough: int | None = None) -> None:
+        """``enough``: tokens up to which trees are put into one pass, where that is less than the
+        budget; a single tree may use the whole budget, since splitting it repeats its prompt."""
         self._min_shared = min_shared
+        self._enough = enough
 
     def microbatches(
         self, rollouts: Sequence[Rollout], *, tokens_per_microbatch: int
@@ -34,10 +37,11 @@ class PrefixTreeLayout:
         ]
         # Largest first: what needs most memory fails at once, not an hour later.
         tries.sort(key=lambda trie: -trie.tokens)
+        most = min(self._enough or tokens_per_microbatch, tokens_per_microbatch)
         batches: list[list[Trie]] = []
         filled: list[int] = []
         for trie in tries:
-            if batches and filled[-1] + trie.tokens <= tokens_per_microbatch:
+            if batches and filled[-1] + trie.tokens <= most:
                 batches[-1].append(trie)
                 filled[-1] += trie.tokens
             else:

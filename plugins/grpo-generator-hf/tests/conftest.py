@@ -17,7 +17,7 @@ from grpo_generator_hf.config import HFConfig
 from grpo_generator_hf.generator import HFGenerator
 
 VOCABULARY = 61
-CONTEXT = 128
+CONTEXT = 256
 WINDOW = 4
 
 _LLAMA = {
@@ -59,6 +59,21 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_LLAMA, "head_dim": 8, "tie_word_embeddings": True},
     ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", _LLAMA),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", _LLAMA),
+    "phi": ("PhiForCausalLM", "PhiConfig", _LLAMA),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", _LLAMA),
+    "cohere": ("CohereForCausalLM", "CohereConfig", {**_LLAMA, "logit_scale": 0.5}),
+    "qwen3-moe": (
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {
+            **_LLAMA,
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+        },
+    ),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", _GPT2),
     "mistral": ("MistralForCausalLM", "MistralConfig", {**_LLAMA, "sliding_window": WINDOW}),
     "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", _SLIDING),
@@ -67,7 +82,8 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mamba": ("MambaForCausalLM", "MambaConfig", _MAMBA),
     "lfm2": ("Lfm2ForCausalLM", "Lfm2Config", _LFM2),
 }
-"""Rotary, tied, absolute and ALiBi positions; windows; a state-space model; a hybrid."""
+"""Rotary, tied, absolute and ALiBi positions; windows; caps; experts; parallel layers; a
+state-space model; a hybrid."""
 
 
 @pytest.fixture(scope="module", autouse=True)

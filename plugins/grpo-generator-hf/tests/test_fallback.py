@@ -37,8 +37,8 @@ def test_it_draws_the_same_tokens(
     model.generation_config.min_new_tokens = 9
     model.generation_config.top_k = 2
     before = model.generation_config.to_dict()
-    for rows_per_batch in (128, 9):
-        found = sample(model, request, rows_per_batch=rows_per_batch)
+    for rows_at_once in (128, 9):
+        found = sample(model, request, rows_at_once=rows_at_once)
         for group, expected_group in zip(found, expected, strict=True):
             for completion, other in zip(group, expected_group, strict=True):
                 assert completion.token_ids == other.token_ids
@@ -57,23 +57,19 @@ def test_no_global_random_numbers(
     assert sample(model, make_request(*PROMPTS[:2])) == first
 
 
-class PaddingBlind(GPT2LMHeadModel):
-    """Attends to padding: right when alone, wrong beside longer prompts, and nothing says so."""
+class PositionBlind(GPT2LMHeadModel):
+    """Counts positions itself: right when alone, wrong beside others, and nothing says so."""
 
     def forward(
         self,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
         past_key_values: object = None,
         use_cache: bool | None = None,
         position_ids: torch.Tensor | None = None,
         **kwargs: object,
     ) -> object:
         return super().forward(
-            input_ids=input_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            position_ids=position_ids,
+            input_ids=input_ids, past_key_values=past_key_values, use_cache=use_cache, **kwargs
         )
 
 
@@ -85,11 +81,11 @@ def test_a_model_that_batching_would_falsify_is_found_out(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sound = make_model("gpt2")
-    model = PaddingBlind(sound.config).eval()
+    model = PositionBlind(sound.config).eval()
     model.load_state_dict(sound.state_dict())
     with caplog.at_level(logging.WARNING, logger="grpo_generator_hf"):
         groups = sample(model, make_request(*PROMPTS))
-    assert "PaddingBlind is sampled through model.generate" in caplog.text
+    assert "PositionBlind is sampled through model.generate" in caplog.text
     assert "its logits differ by" in caplog.text
     for prompt, group in zip(PROMPTS, groups, strict=True):
         for completion in group:

@@ -43,8 +43,8 @@ def test_batching_does_not_change_a_completion(
     model = make_model(architecture, torch.float64)
     request = make_request(*PROMPTS, eos_token_ids=EOS, group_size=5)
     together = sample(model, request)
-    for rows_per_batch in (1, 3, 5, 7, 11):
-        assert tokens(sample(model, request, rows_per_batch=rows_per_batch)) == tokens(together)
+    for rows_at_once in (1, 3, 5, 7, 11):
+        assert tokens(sample(model, request, rows_at_once=rows_at_once)) == tokens(together)
     assert tokens(sample(model, request, tokens_in_cache=60)) == tokens(together)
     order = [2, 0, 3, 1]
     shuffled = replace(
@@ -131,7 +131,7 @@ def test_first_tokens_follow_the_distribution(
             MinPLogitsWarper(options.get("min_p", 0.0)),
         ]
     )
-    for prompt, group in zip(PROMPTS, sample(model, request, rows_per_batch=8000), strict=False):
+    for prompt, group in zip(PROMPTS, sample(model, request, rows_at_once=8000), strict=False):
         ids = torch.tensor([prompt])
         with torch.no_grad():
             expected_V = processors(ids, model(input_ids=ids).logits[:, -1]).softmax(-1)[0]
@@ -199,10 +199,10 @@ def test_requests_that_cannot_be_served_fail_at_the_call(
     with pytest.raises(DataError, match="prompt 0 of 1 has no tokens"):
         generator.generate(make_request(()))
     with pytest.raises(
-        DataError, match=r"max_tokens=124 that is 129, but the model's context is 128"
+        DataError, match=r"max_tokens=252 that is 257, but the model's context is 256"
     ):
-        generator.generate(make_request((1,) * 5, max_tokens=124))
-    assert len(list(generator.generate(make_request((1,) * 4, max_tokens=124)))) == 1
+        generator.generate(make_request((1,) * 5, max_tokens=252))
+    assert len(list(generator.generate(make_request((1,) * 4, max_tokens=252)))) == 1
 
 
 def test_without_weights(make_request: MakeRequest) -> None:
@@ -213,7 +213,7 @@ def test_without_weights(make_request: MakeRequest) -> None:
 def test_weights_that_change_while_a_request_is_served(
     make_model: MakeModel, make_request: MakeRequest, make_generator: Callable[..., HFGenerator]
 ) -> None:
-    generator = make_generator(make_model(), rows_per_batch=4)
+    generator = make_generator(make_model(), rows_at_once=4)
     groups = generator.generate(make_request(*PROMPTS))
     next(groups)
     generator.close()

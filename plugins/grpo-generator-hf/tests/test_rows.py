@@ -1,9 +1,8 @@
-"""Which rows share a batch: everything once, within the bounds."""
+"""What is decoded together: everything once, within the bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import groupby
 
 import pytest
 from hypothesis import given
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from grpo_core.errors import ConfigError, DataError
 from grpo_core.types import GenerateRequest
 from grpo_generator_hf.config import HFConfig
-from grpo_generator_hf.rows import Row, check, plan
+from grpo_generator_hf.rows import Row, admission_order, check, room
 
 MAX_TOKENS = 5
 
@@ -20,46 +19,49 @@ MAX_TOKENS = 5
 @given(
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12),
     group_size=st.integers(1, 9),
-    rows_per_batch=st.integers(1, 20),
+    rows_at_once=st.integers(1, 20),
     tokens_in_cache=st.integers(25, 200),
+    shared=st.booleans(),
 )
-def test_everything_once_within_the_bounds(
+def test_everything_once_in_parts_that_fit(
     make_request: Callable[..., GenerateRequest],
     lengths: list[int],
     group_size: int,
-    rows_per_batch: int,
+    rows_at_once: int,
     tokens_in_cache: int,
+    shared: bool,
 ) -> None:
     prompts = tuple((1,) * length for length in lengths)
     request = make_request(*prompts, group_size=group_size, max_tokens=MAX_TOKENS)
-    config = HFConfig(rows_per_batch=rows_per_batch, tokens_in_cache=tokens_in_cache)
-    batches = plan(request, config)
-    rows = [row for batch in batches for row in batch]
+    config = HFConfig(rows_at_once=rows_at_once, tokens_in_cache=tokens_in_cache)
+    bounds = room(request, config, shared=shared)
+    units = admission_order(request, bounds)
+    rows = [row for unit in units for row in unit]
     assert sorted((row.prompt, row.sample) for row in rows) == [
         (prompt, sample) for prompt in range(len(lengths)) for sample in range(group_size)
     ]
-    for batch in batches:
-        width = max(lengths[row.prompt] for row in batch) + MAX_TOKENS
-        assert len(batch) <= rows_per_batch
-        assert len(batch) * width <= tokens_in_cache
-    # A group is in more than one batch only if no batch could hold it.
-    for prompt, same in groupby(rows, key=lambda row: row.prompt):
-        parts = [batch for batch in batches if any(row.prompt == prompt for row in batch)]
-        width = lengths[prompt] + MAX_TOKENS
-        assert len(list(same)) == group_size
-        assert len(parts) == 1 or group_size > min(rows_per_batch, tokens_in_cache // width)
+    longest = max(lengths)
+    for unit in units:
+        assert bounds.fits(len(unit), 1)
+        assert len({row.prompt for row in unit}) == 1
+        held = longest + len(unit) * MAX_TOKENS if shared else len(unit) * (longest + MAX_TOKENS)
+        assert len(unit) <= rows_at_once
+        assert held <= tokens_in_cache
+    # A group comes in parts only if it can never be there whole.
+    assert len(units) == len(lengths) or not bounds.fits(group_size, 1)
 
 
-def test_prompts_of_like_length_are_together(make_request: Callable[..., GenerateRequest]) -> None:
+def test_longest_prompts_first(make_request: Callable[..., GenerateRequest]) -> None:
     prompts = tuple((1,) * length for length in (2, 9, 3, 8))
-    batches = plan(make_request(*prompts, group_size=2), HFConfig(rows_per_batch=4))
-    assert [{row.prompt for row in batch} for batch in batches] == [{1, 3}, {0, 2}]
-    assert batches[0][0] == Row(prompt=1, sample=0)
+    request = make_request(*prompts, group_size=2)
+    units = admission_order(request, room(request, HFConfig(), shared=False))
+    assert [unit[0].prompt for unit in units] == [1, 3, 2, 0]
+    assert units[0][0] == Row(prompt=1, sample=0)
 
 
 def test_a_bound_too_small_for_one_row(make_request: Callable[..., GenerateRequest]) -> None:
     with pytest.raises(ConfigError, match=r"tokens_in_cache is 10.*need 19 positions"):
-        plan(make_request((1,) * 7), HFConfig(tokens_in_cache=10))
+        room(make_request((1,) * 7), HFConfig(tokens_in_cache=10), shared=True)
 
 
 def test_a_prompt_without_tokens(make_request: Callable[..., GenerateRequest]) -> None:

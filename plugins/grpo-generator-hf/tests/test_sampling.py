@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from grpo_core.settings import SamplingParams
-from grpo_generator_hf.sampling import draw, most_likely, transform
+from grpo_generator_hf.sampling import draw, log_mass, most_likely, tempered, transform
 
 GRID = [
     dict(zip(("repetition_penalty", "temperature", "top_k", "top_p", "min_p"), values, strict=True))
@@ -48,7 +48,7 @@ def test_transform_is_that_of_transformers(options: dict[str, float]) -> None:
     logits_BV = 3 * torch.randn(6, 300, generator=generator, dtype=torch.float64)
     ids_BT = torch.randint(300, (6, 40), generator=generator)
     seen_BV = torch.zeros(6, 300, dtype=torch.bool).scatter(1, ids_BT, True)
-    found_BV = transform(logits_BV, sampling, seen_BV)
+    found_BV = transform(tempered(logits_BV, sampling.temperature), sampling, seen_BV)
     torch.testing.assert_close(found_BV, reference(sampling, ids_BT, logits_BV.clone()))
 
 
@@ -68,7 +68,7 @@ def test_ties_stay_or_go_together() -> None:
 
 def test_top_k_beyond_the_vocabulary_keeps_all() -> None:
     logits_BV = torch.randn(2, 5)
-    assert transform(logits_BV, SamplingParams(top_k=50), None).equal(logits_BV)
+    assert transform(logits_BV, SamplingParams(top_k=50), None) is logits_BV
 
 
 @pytest.mark.parametrize("vocabulary", [3, 256, 300, 5000])
@@ -78,13 +78,13 @@ def test_draw_inverts_the_cumulative_distribution(vocabulary: int) -> None:
     logits_BV[torch.rand(logits_BV.shape, generator=generator) < 0.5] = -math.inf
     logits_BV[:, 1] = 0.0
     uniform_B = torch.rand(200, generator=generator, dtype=torch.float64)
-    token_B, logprob_B = draw(logits_BV, uniform_B)
+    token_B, logmass_B = draw(logits_BV, uniform_B)
     cumulative_BV = logits_BV.double().softmax(-1).cumsum(-1)
     expected_B = torch.searchsorted(cumulative_BV, uniform_B[:, None], right=True).squeeze(1)
     assert token_B.equal(expected_B)
-    assert logprob_B.dtype == torch.float32
-    expected_logprob_B = logits_BV.double().log_softmax(-1).gather(1, token_B[:, None]).squeeze(1)
-    torch.testing.assert_close(logprob_B.double(), expected_logprob_B, rtol=0, atol=2e-6)
+    expected_logmass_B = logits_BV.double().logsumexp(-1)
+    torch.testing.assert_close(logmass_B, expected_logmass_B, rtol=0, atol=1e-6)
+    torch.testing.assert_close(log_mass(logits_BV), logmass_B, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kept", [0, 255, 256, 511, 640])
@@ -93,9 +93,8 @@ def test_the_ends_of_the_interval_never_reach_a_removed_token(kept: int) -> None
     logits_BV[:, kept] = 1.3
     logits_BV[:, 300] = -2.0
     uniform_B = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    token_B, logprob_B = draw(logits_BV, uniform_B)
+    token_B, _ = draw(logits_BV, uniform_B)
     assert token_B.tolist() == [min(kept, 300), max(kept, 300)]
-    assert logprob_B.isfinite().all()
 
 
 def test_rounding_at_the_end_never_reaches_a_removed_token() -> None:
@@ -108,8 +107,8 @@ def test_rounding_at_the_end_never_reaches_a_removed_token() -> None:
     logits_BV[:, 290:] = -math.inf
     for last in (300, 256):
         uniform_B = torch.full((5000,), 1 - 2**-53, dtype=torch.float64)
-        _, logprob_B = draw(logits_BV[:, :last], uniform_B)
-        assert logprob_B.isfinite().all()
+        token_B, _ = draw(logits_BV[:, :last], uniform_B)
+        assert logits_BV.gather(1, token_B[:, None]).isfinite().all()
 
 
 def test_draws_follow_the_distribution(
@@ -136,15 +135,17 @@ def test_a_flat_tail_as_long_as_real_vocabularies_is_not_lost() -> None:
     assert (token_B - expected_B).abs().max() < 1.5
 
 
-def test_most_likely_is_argmax_with_its_untempered_log_prob() -> None:
+def test_greedy_takes_the_most_likely_token_and_truncates_nothing() -> None:
     logits_BV = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
     sampling = SamplingParams(temperature=0, top_k=1, top_p=0.1, min_p=0.5)
-    token_B, logprob_B = most_likely(transform(logits_BV, sampling, None))
-    assert token_B.equal(logits_BV.argmax(-1))
-    assert logprob_B.equal(logits_BV.log_softmax(-1).amax(-1))
+    policy_BV = tempered(logits_BV, 0)
+    assert policy_BV.equal(logits_BV)
+    drawn_BV = transform(policy_BV, sampling, None)
+    assert drawn_BV is policy_BV
+    assert most_likely(drawn_BV)[0].equal(logits_BV.argmax(-1))
 
 
 def test_half_precision_logits_are_summed_in_float32() -> None:
     logits_BV = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
-    assert transform(logits_BV, SamplingParams(), None).dtype == torch.float32
-    assert transform(logits_BV.double(), SamplingParams(), None).dtype == torch.float64
+    assert tempered(logits_BV, 0.7).dtype == torch.float32
+    assert tempered(logits_BV.double(), 0.7).dtype == torch.float64

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from grpo_core.types import Completion, GenerateRequest
 from grpo_generator_hf.generator import HFGenerator
+from grpo_generator_hf.sampling import tempered
 
 PROMPTS = ((5, 9, 2, 7, 11, 30, 8, 1, 3), (4,), (17, 3, 3), (8, 1, 6, 40, 2, 33))
 
@@ -61,7 +62,7 @@ def test_the_model_and_the_world_are_left_as_they_were(
     settings = model.generation_config.to_dict()
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
 
-    for _ in make_generator(model, rows_per_batch=4).generate(make_request(*PROMPTS, top_p=0.9)):
+    for _ in make_generator(model, rows_at_once=4).generate(make_request(*PROMPTS, top_p=0.9)):
         # Also between two groups, while the request is still being served.
         assert torch.is_grad_enabled()
         assert {name: module.training for name, module in model.named_modules()} == modes
@@ -139,23 +140,32 @@ def test_adapters_are_sampled_from(
 # -- autocast ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("fused", [True, False])
 def test_autocast_of_the_caller_holds(
     make_model: MakeModel,
     make_request: MakeRequest,
     sample: Sample,
     full_logprobs: Callable[..., torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    fused: bool,
 ) -> None:
-    model, same, other = make_model(), [], []
+    dtypes, differences = set(), []
+
+    def watching(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        dtypes.add(logits.dtype)
+        return tempered(logits, temperature)
+
+    monkeypatch.setattr("grpo_generator_hf.draws.tempered", watching)
+    model = make_model()
     with torch.autocast("cpu", torch.bfloat16):
-        groups = sample(model, make_request(*PROMPTS))
-    for prompt, group in zip(PROMPTS, groups, strict=True):
-        for completion in group:
-            found_N = torch.tensor(completion.logprobs)
-            with torch.autocast("cpu", torch.bfloat16):
-                same.append((found_N - full_logprobs(model, prompt, completion)).abs())
-            other.append((found_N - full_logprobs(model, prompt, completion)).abs())
-    assert torch.cat(same).mean() < 0.02
-    assert torch.cat(other).mean() > 2 * torch.cat(same).mean()
+        for prompt, group in zip(
+            PROMPTS, sample(model, make_request(*PROMPTS), fused=fused), strict=True
+        ):
+            for completion in group:
+                expected_N = full_logprobs(model, prompt, completion)
+                differences.append((torch.tensor(completion.logprobs) - expected_N).abs())
+    assert dtypes == {torch.bfloat16}
+    assert torch.cat(differences).mean() < 0.02
 
 
 def test_one_autocast_around_sampling_and_training(

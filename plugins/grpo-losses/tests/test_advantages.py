@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,15 @@ from torch import Tensor
 
 from grpo_core.errors import ConfigError
 from grpo_core.types import AdvantageRequest
+from grpo_losses import (
+    AdvantageConfig,
+    GdpoAdvantage,
+    LeaveOneOutConfig,
+    ReinforcePlusPlusAdvantage,
+    ReinforcePlusPlusBaselineAdvantage,
+    RlooAdvantage,
+    ScaledConfig,
+)
 from grpo_losses.advantages import (
     BatchAdvantage,
     CentredAdvantage,
@@ -156,6 +166,98 @@ def test_groups_need_not_be_of_one_size_or_in_order(make: type[CentredAdvantage]
 def test_groups_of_one_are_refused(make: type[CentredAdvantage]) -> None:
     with pytest.raises(ConfigError, match=r"train.group_size is 1, .* every advantage would be 0"):
         make()(request([[1, 0]], 1))
+
+
+def test_leave_one_out_by_hand() -> None:
+    rewards = [1.0, 4.0, nan, 2.0, 3.0, nan, nan, nan]
+    found = RlooAdvantage()(request([rewards], 4)).advantages_B
+    assert found is not None
+    others = {0: (4 + 2) / 2, 1: (1 + 2) / 2, 3: (1 + 4) / 2}
+    expected = [rewards[i] - others[i] if i in others else 0.0 for i in range(8)]
+    assert found.tolist() == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=8, max_size=8), st.booleans())
+def test_leave_one_out_is_the_centred_reward_times_n_over_n_minus_1(
+    rewards: list[float], scale: bool
+) -> None:
+    asked = request([rewards], 4)
+    loo = RlooAdvantage(LeaveOneOutConfig(scale=scale))(asked).advantages_B
+    plain = UnscaledAdvantage()(asked).advantages_B
+    assert loo is not None
+    assert plain is not None
+    expected = plain * 4 / 3
+    if scale:
+        expected = expected / (expected.std() + 1e-4)
+    torch.testing.assert_close(loo, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_gdpo_lets_no_provider_drown_another() -> None:
+    """The same pattern from two providers, one a hundred times as large, cancels to nothing under
+    a sum but counts alike here."""
+    pattern, opposite = [1.0, 0.0, 0.0, 1.0], [0.0, 100.0, 100.0, 0.0]
+    found = GdpoAdvantage()(request([pattern, opposite], 4)).advantages_B
+    summed = GroupAdvantage()(request([pattern, opposite], 4)).advantages_B
+    assert found is not None
+    assert summed is not None
+    assert found.abs().max() < 1.0  # the small one's epsilon is felt, nothing else is left
+    assert summed.tolist() == pytest.approx([-0.866, 0.866, 0.866, -0.866], abs=1e-3)
+    alike = GdpoAdvantage()(request([pattern, [0.0, 0.0, 100.0, 100.0]], 4)).advantages_B
+    assert alike is not None
+    assert alike[3] == pytest.approx(-alike[1].item(), rel=1e-9)
+    assert abs(alike[0]) < 1e-3
+    assert abs(alike[2]) < 1e-3
+
+
+@pytest.mark.parametrize("make", [GroupAdvantage, BatchAdvantage])
+def test_the_population_deviation_divides_by_n(make: Any) -> None:
+    rewards = [1.0, 0.0, 0.5, 4.0]
+    found = make(ScaledConfig(std="population"))(request([rewards], 4)).advantages_B
+    mean = statistics.mean(rewards)
+    expected = [(r - mean) / (statistics.pstdev(rewards) + 1e-4) for r in rewards]
+    assert found.tolist() == pytest.approx(expected)
+
+
+def per_token(lengths: list[int], rewards: list[float], log_ratios: Any = None) -> AdvantageRequest:
+    return AdvantageRequest(
+        rewards_F_B=torch.tensor([rewards]).double(),
+        weights_F=torch.ones(1).double(),
+        group_B=torch.arange(len(rewards)) // 2,
+        action_count_B=torch.tensor(lengths),
+        ref_log_ratios=log_ratios,
+    )
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+@pytest.mark.parametrize("kl_coef", [0.0, 0.2])
+def test_reinforce_pp_from_its_formula(baseline: bool, kl_coef: float) -> None:
+    """A_t = r - b - kl_coef * sum over s >= t of k1_s, whitened over all tokens of the step."""
+    lengths, rewards = [3, 1, 0, 4], [1.0, 0.0, 0.5, -1.0]
+    rng = torch.Generator().manual_seed(0)
+    ratios = [torch.randn(n, generator=rng, dtype=torch.float64) for n in lengths]
+    make = ReinforcePlusPlusBaselineAdvantage if baseline else ReinforcePlusPlusAdvantage
+    asked = per_token(lengths, rewards, ratios if kl_coef else None)
+    found = make(ScaledConfig(kl_coef=kl_coef))(asked).token_advantages
+    returns = []
+    for i, length in enumerate(lengths):
+        off = (rewards[i // 2 * 2] + rewards[i // 2 * 2 + 1]) / 2 if baseline else 0.0
+        for t in range(length):
+            later = sum(float(ratios[i][s]) for s in range(t, length))
+            returns.append(rewards[i] - off - kl_coef * later)
+    mean, std = statistics.mean(returns), statistics.stdev(returns)
+    expected = [(x - mean) / (std + 1e-4) for x in returns]
+    assert found is not None
+    assert torch.cat(list(found)).tolist() == pytest.approx(expected)
+    assert [len(x) for x in found] == lengths
+
+
+def test_a_kl_comes_off_the_reward_before_anything_else() -> None:
+    ratios = [torch.tensor([0.5, 0.25]).double(), torch.zeros(3).double()]
+    found = UnscaledAdvantage(AdvantageConfig(kl_coef=0.4))(per_token([2, 3], [1.0, 1.0], ratios))
+    assert found.advantages_B is not None
+    assert found.advantages_B.tolist() == pytest.approx([-0.15, 0.15])
+    with pytest.raises(ConfigError, match=r"advantage\.kl_coef is above 0 but there are no"):
+        GroupAdvantage(ScaledConfig(kl_coef=0.4))(per_token([2, 3], [1.0, 0.0]))
 
 
 def test_no_rollouts_at_all() -> None:

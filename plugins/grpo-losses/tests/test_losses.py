@@ -1,4 +1,5 @@
-"""The named losses against TRL's formulas on padded tensors, in float64, with gradients."""
+"""What options promise and refuse, and what the losses report. Their values are compared with the
+papers in ``test_papers.py``, their promises to the core checked in ``test_conformance.py``."""
 
 from __future__ import annotations
 
@@ -7,112 +8,37 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from grpo_losses.config import ClippedConfig, DapoConfig, DrGrpoConfig, GrpoConfig
-from grpo_losses.losses import ClippedLoss, Dapo, DrGrpo, Grpo
+import grpo_losses
+from grpo_losses import (
+    AdaptiveEntropy,
+    CispoConfig,
+    Dapo,
+    DapoConfig,
+    Gmpo,
+    Grpo,
+    GrpoConfig,
+    LossConfig,
+    PolicyLoss,
+)
+from grpo_losses import config as presets
 
 MakeBatch = Callable[..., Any]
-VARIANTS = [Grpo, Dapo, DrGrpo]
+NAMES = sorted(n.removesuffix("Config") for n in vars(presets) if n.endswith("Config"))
+CONFIGS: list[type[LossConfig]] = [getattr(grpo_losses, f"{name}Config") for name in NAMES]
 
 
-def padded_loss(batch: Any, logprobs_B_T: Tensor, kind: str, config: ClippedConfig) -> Tensor:
-    """Loss of a whole batch as TRL 1.16 computes it: padded, masked, averaged by ``kind``."""
-    mask = batch.mask_B_T.double()
-    advantage = batch.advantages_B[:, None]
-    ratio = torch.exp(logprobs_B_T - batch.old_B_T)
-    clipped = torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high)
-    per_token = -torch.min(ratio * advantage, clipped * advantage)
-    if config.kl_coef:
-        q = batch.ref_B_T - logprobs_B_T
-        per_token = per_token + config.kl_coef * (torch.exp(q) - q - 1)
-    per_token = per_token - config.entropy_coef * batch.entropy_B_T
-    if kind == "grpo":
-        return ((per_token * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
-    if kind == "dapo":
-        return (per_token * mask).sum() / mask.sum().clamp(min=1)
-    return (per_token * mask).sum() / mask.numel()
-
-
-def flat_loss(batch: Any, logprobs_B_T: Tensor, loss: ClippedLoss) -> Tensor:
-    tokens = batch.tokens(logprobs_B_T, reference="ref_logprobs" in loss.needs)
-    return (loss(tokens).loss_N * batch.weights(loss.aggregation)).sum()
-
-
-@pytest.mark.parametrize("coefs", [{}, {"kl_coef": 0.04}, {"kl_coef": 0.1, "entropy_coef": 0.01}])
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("make", "kind"), [(Grpo, "grpo"), (Dapo, "dapo"), (DrGrpo, "dr-grpo")])
-def test_value_and_gradient_equal_the_padded_formula(
-    make: type[ClippedLoss], kind: str, seed: int, coefs: dict[str, float], make_batch: MakeBatch
+@pytest.mark.parametrize("loss", [Dapo(), Gmpo()], ids=lambda loss: loss.config.objective)
+def test_clip_metrics_are_the_tokens_that_lost_their_gradient(
+    loss: PolicyLoss, make_batch: MakeBatch
 ) -> None:
-    batch = make_batch(seed)
-    loss = make(make.Config(**coefs))
-    ours, theirs = (batch.logprobs_B_T.clone().requires_grad_() for _ in range(2))
-    value = flat_loss(batch, ours, loss)
-    expected = padded_loss(batch, theirs, kind, loss.config)
-    value.backward()
-    expected.backward()
-    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize("make", VARIANTS)
-def test_no_advantage_no_gradient(make: type[ClippedLoss], make_batch: MakeBatch) -> None:
-    batch = make_batch(0, spread=40.0)
-    batch.advantages_B.zero_()
-    logprobs = batch.logprobs_B_T.clone().requires_grad_()
-    flat_loss(batch, logprobs, make()).backward()
-    assert logprobs.grad is not None
-    assert (logprobs.grad == 0).all()
-
-
-@pytest.mark.parametrize("make", VARIANTS)
-def test_at_ratio_one_the_gradient_is_that_of_reinforce(
-    make: type[ClippedLoss], make_batch: MakeBatch
-) -> None:
-    batch = make_batch(1, spread=0.0)
-    loss = make()
-    ours, reinforce = (batch.logprobs_B_T.clone().requires_grad_() for _ in range(2))
-    flat_loss(batch, ours, loss).backward()
-    tokens = batch.tokens(reinforce)
-    (-tokens.advantages_N * tokens.logprobs_N * batch.weights(loss.aggregation)).sum().backward()
-    torch.testing.assert_close(ours.grad, reinforce.grad, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("log_ratio", [1e4, -1e4, 89.0])
-@pytest.mark.parametrize("make", VARIANTS)
-def test_loss_and_gradient_are_finite_at_extreme_ratios(
-    make: type[ClippedLoss], log_ratio: float, dtype: torch.dtype, make_batch: MakeBatch
-) -> None:
-    """To the old policy and, with its own sign, to the reference."""
-    batch = make_batch(2, dtype=dtype)
-    batch.advantages_B[:3] = torch.tensor([-1.0, 1.0, 0.0])
-    logprobs = (batch.old_B_T + log_ratio).requires_grad_()
-    value = flat_loss(batch, logprobs, make(make.Config(kl_coef=0.1)))
-    value.backward()
-    assert logprobs.dtype == dtype
-    assert value.isfinite()
-    assert logprobs.grad is not None
-    assert logprobs.grad.isfinite().all()
-
-
-def test_an_impossible_token_has_zero_ratio_and_no_nan(make_batch: MakeBatch) -> None:
-    batch = make_batch(2)
-    logprobs = torch.full_like(batch.old_B_T, -torch.inf).requires_grad_()
-    flat_loss(batch, logprobs, Dapo()).backward()
-    assert logprobs.grad is not None
-    assert logprobs.grad.isfinite().all()
-
-
-def test_clip_metrics_are_the_tokens_that_lost_their_gradient(make_batch: MakeBatch) -> None:
     batch = make_batch(3, rows=40)
-    logprobs = batch.logprobs_B_T.clone().requires_grad_()
+    logprobs = batch.now_N.clone().requires_grad_()
     tokens = batch.tokens(logprobs)
-    out = Dapo()(tokens)
+    out = loss(tokens)
     low, high = out.metrics["ratio/clip_low"], out.metrics["ratio/clip_high"]
     (gradient,) = torch.autograd.grad(out.loss_N.sum(), logprobs)
-    assert torch.equal((low + high).bool(), gradient[batch.mask_B_T] == 0)
+    assert torch.equal((low + high).bool(), gradient == 0)
     assert (tokens.advantages_N[low.bool()] < 0).all()
     assert (tokens.advantages_N[high.bool()] > 0).all()
     assert low.sum() > 0
@@ -123,36 +49,132 @@ def test_clip_metrics_are_the_tokens_that_lost_their_gradient(make_batch: MakeBa
 def test_clip_high_leaves_more_room_upwards(make_batch: MakeBatch) -> None:
     """At ratio 1.25 and a positive advantage DAPO still pushes, GRPO no longer does."""
     batch = make_batch(4)
-    batch.advantages_B.fill_(1.0)
-    logprobs = (batch.old_B_T + torch.tensor(1.25).double().log()).requires_grad_()
-    assert Dapo()(batch.tokens(logprobs)).metrics["ratio/clip_high"].sum() == 0
-    assert Grpo()(batch.tokens(logprobs)).metrics["ratio/clip_high"].all()
+    batch.advantage_N.fill_(1.0)
+    tokens = batch.tokens(batch.old_N + torch.tensor(1.25).double().log())
+    assert Dapo()(tokens).metrics["ratio/clip_high"].sum() == 0
+    assert Grpo()(tokens).metrics["ratio/clip_high"].all()
 
 
-@pytest.mark.parametrize("make", VARIANTS)
-def test_needs_follow_the_options(make: type[ClippedLoss]) -> None:
-    assert make().needs == {"old_logprobs"}
-    assert make(make.Config(kl_coef=0.1)).needs == {"old_logprobs", "ref_logprobs"}
-    assert make(make.Config(entropy_coef=0.1)).needs == {"old_logprobs", "entropy"}
+def test_an_impossible_token_has_zero_ratio_and_no_nan(make_batch: MakeBatch) -> None:
+    batch = make_batch(2)
+    logprobs = torch.full_like(batch.old_N, -torch.inf).requires_grad_()
+    (gradient,) = torch.autograd.grad(Dapo()(batch.tokens(logprobs)).loss_N.sum(), logprobs)
+    assert gradient.isfinite().all()
 
 
-def test_kl_without_a_reference_says_what_to_do(make_batch: MakeBatch) -> None:
-    tokens = make_batch(5).tokens(reference=False)
-    with pytest.raises(ValueError, match=r"choose a reference .* or set kl_coef to 0"):
-        Grpo(GrpoConfig(kl_coef=0.04))(tokens)
+def test_the_adaptive_coefficient_follows_the_entropy_of_all_microbatches_and_ranks(
+    make_batch: MakeBatch,
+) -> None:
+    """Skywork-OR1's rule by hand: none before an entropy is known, then up or down by delta."""
+    batch = make_batch(0)
+    rule = AdaptiveEntropy(target=0.5, delta=0.1, low=0.0, high=0.25)
+    loss = Grpo(GrpoConfig(entropy_coef=0.2, adaptive_entropy=rule))
+
+    def step(entropy: float, other_rank: tuple[float, float] = (0.0, 0)) -> float:
+        batch.entropy_N.fill_(entropy)
+        applied = [float(loss(batch.tokens()).metrics["entropy/coef"][0]) for _ in range(2)]
+        loss.optimizer_step_done(lambda mine: [*mine, other_rank])
+        assert applied[0] == applied[1]
+        return applied[0]
+
+    tokens = len(batch.entropy_N)
+    assert step(0.9) == 0.0  # nothing known yet; then down to 0.1, and above the target
+    assert step(0.4) == 0.0  # down to nothing before, up to 0.2 now
+    assert step(0.4) == pytest.approx(0.2)
+    assert step(0.4, (2.0 * tokens, 2 * tokens)) == pytest.approx(0.25)  # at most `high`
+    # The other rank's 1.0 made the mean 0.7, so the bonus rests.
+    assert step(0.4) == 0.0
+    state = loss.entropy_bonus.state()
+    other = Grpo(GrpoConfig(entropy_coef=0.2, adaptive_entropy=rule))
+    other.entropy_bonus.load_state(state)
+    assert other.entropy_bonus.applied == loss.entropy_bonus.applied
 
 
-def test_the_papers_defaults() -> None:
-    assert (Grpo().aggregation, GrpoConfig.default_advantage) == ("sequence-mean", "group")
-    assert (Dapo().aggregation, DapoConfig.default_advantage) == ("token-mean", "group")
-    assert (DrGrpo().aggregation, DrGrpoConfig.default_advantage) == ("constant", "none")
-    assert DapoConfig().clip_high == 0.28
-    assert Grpo(GrpoConfig(aggregation="token-mean")).aggregation == "token-mean"
+def test_needs_follow_the_options() -> None:
+    assert Grpo().needs == {"old_logprobs"}
+    assert Grpo(GrpoConfig(kl_coef=0.1)).needs == {"old_logprobs", "ref_logprobs"}
+    assert Grpo(GrpoConfig(entropy_coef=0.1)).needs == {"old_logprobs", "entropy"}
+    assert Grpo(GrpoConfig(top_entropy=0.2)).needs == {"old_logprobs", "entropy_rank"}
+    assert Grpo(GrpoConfig(off_policy_mask=0.2)).needs == {"old_logprobs", "sampling_logprobs"}
+    assert grpo_losses.Reinforce().needs == set()
+
+
+def test_what_is_needed_and_missing_is_named(make_batch: MakeBatch) -> None:
+    from dataclasses import replace
+
+    tokens = replace(make_batch(0).tokens(), ref_logprobs_N=None, old_logprobs_N=None)
+    with pytest.raises(ValueError, match="no old log-probs"):
+        Grpo()(tokens)
+    tokens = make_batch(0).tokens()
+    with pytest.raises(ValueError, match="no reference log-probs; choose a reference"):
+        Grpo(GrpoConfig(kl_coef=0.1))(replace(tokens, ref_logprobs_N=None))
+    with pytest.raises(ValueError, match="no entropy ranks"):
+        Grpo(GrpoConfig(top_entropy=0.1))(replace(tokens, entropy_rank_N=None))
 
 
 @pytest.mark.parametrize(
-    "bad", [{"clip_low": 1.5}, {"kl_coef": -1}, {"aggregation": "mean"}, {"b": 1}]
+    ("config", "options", "words"),
+    [
+        ("Gmpo", {"ratio": "sequence"}, "takes their geometric mean itself; use 'token'"),
+        ("Cispo", {"ratio": "trajectory"}, "its ratio is a detached weight"),
+        ("Vespo", {"ratio": "sequence"}, "it weighs whole rollouts"),
+        ("Reinforce", {"ratio": "sequence"}, "it has no ratio"),
+        ("Vespo", {"sampler_correction": {"level": "sequence", "high": 2}}, "use 'token'"),
+        ("Grpo", {"kl_coef": 0.1, "kl_estimator": "k1", "kl_correction": False}, "mean is 0"),
+        ("Grpo", {"clip_max": 1.1}, "not above 1 . clip_high, 1.2"),
+        ("Grpo", {"sampler_correction": {}}, "neither low nor high"),
+        ("Grpo", {"sampler_correction": {"low": 2, "high": 1}}, "not below high"),
+        ("Grpo", {"clip_low": -0.1}, "clip_low"),
+        ("Grpo", {"clip_low": 1.1}, "clip_low"),
+        ("Grpo", {"kl_coef": -1}, "kl_coef"),
+        ("Grpo", {"aggregation": "mean"}, "aggregation"),
+        ("Grpo", {"beta": 0.1}, "beta"),
+        ("Grpo", {"entropy_coef": float("nan")}, "entropy_coef"),
+        ("Grpo", {"top_entropy": 1.5}, "top_entropy"),
+    ],
 )
-def test_impossible_options_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        GrpoConfig(**bad)
+def test_what_makes_no_sense_is_refused_with_the_reason(
+    config: str, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        getattr(grpo_losses, f"{config}Config")(**options)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.__name__)
+def test_every_preset_keeps_the_bounds_and_descriptions_of_its_family(
+    config: type[LossConfig],
+) -> None:
+    assert config() == config(**config().model_dump())
+    assert set(config.defaults) <= set(config.model_fields)
+    for name, field in config.model_fields.items():
+        assert field.description, name
+        if name in config.__dict__.get("defaults", {}):
+            assert getattr(config(), name) == config.defaults[name]
+
+
+def test_a_preset_changes_no_other() -> None:
+    assert (GrpoConfig().clip_high, DapoConfig().clip_high) == (0.2, 0.28)
+    assert grpo_losses.GspoConfig().aggregation == "sequence-mean"
+    assert grpo_losses.LuspoConfig().aggregation == "sequence-sum"
+    assert grpo_losses.GspoTokenConfig().clip_high == 4e-4
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.__name__)
+def test_a_description_names_what_the_preset_is_made_of(config: type[LossConfig]) -> None:
+    text = config.describe()
+    options = config()
+    assert options.objective in text
+    assert options.aggregation in text
+    assert options.default_advantage in text
+    assert (f"{options.ratio} ratio" in text) == (len(config.ratios) > 1)
+    assert (f"https://arxiv.org/abs/{config.paper}" in text) == bool(config.paper)
+
+
+def test_a_capped_weight_keeps_every_gradient(make_batch: MakeBatch) -> None:
+    """What CISPO is for: at a ratio that PPO's clip stops, there still is a gradient."""
+    batch = make_batch(5)
+    batch.advantage_N.fill_(1.0)
+    logprobs = (batch.old_N + 3.0).requires_grad_()
+    for loss, moves in ((PolicyLoss(CispoConfig()), True), (Grpo(), False)):
+        (gradient,) = torch.autograd.grad(loss(batch.tokens(logprobs)).loss_N.sum(), logprobs)
+        assert bool((gradient != 0).all()) == moves

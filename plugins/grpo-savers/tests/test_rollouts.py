@@ -38,7 +38,8 @@ ODD = Prompt(id="train/\ud800", content="half an emoji \ud83d", columns={"answer
 
 def sampled(ids: tuple[int, ...], start: float) -> Span:
     logprobs = tuple(-(start + i / 7) for i in range(len(ids)))
-    return Span(token_ids=ids, logprobs=logprobs, policy_version=12)
+    kept = (-0.25,) * len(ids) if ids == (4,) else None
+    return Span(token_ids=ids, logprobs=logprobs, policy_version=12, kept_logmass=kept)
 
 
 def rollout(prompt: Prompt, sample: int, *spans: Span, **other: Any) -> Rollout:
@@ -89,8 +90,10 @@ def test_everything_comes_back(folder: Path) -> None:
         assert tuple(row["token_ids"]) == was.token_ids
         assert tuple(row["action_positions"]) == was.action_positions
         assert tuple(row["sampling_logprobs"]) == was.sampling_logprobs
+        assert row["kept_logmass"] == (was.kept_logmass and list(was.kept_logmass))
         assert row["policy_version"] == was.policy_version
         assert row["finish_reason"] == was.finish_reason
+    assert table["kept_logmass"].to_pylist() == [None, [-0.25], None]
     assert table["advantage"].to_pylist() == [0.7, -0.7, 0.0]
     assert json.loads(first["prompt"]) == [dict(m) for m in CHAT.content if isinstance(m, dict)]
     assert "\N{SNOWMAN}" in first["prompt"]
@@ -123,7 +126,7 @@ def test_lone_surrogates_are_written_visibly(folder: Path) -> None:
 
 def test_the_schema_has_a_version_and_the_weights(folder: Path) -> None:
     metadata = pq.read_schema(folder / "step-000012.parquet").metadata
-    assert metadata[VERSION_KEY.encode()] == b"1"
+    assert metadata[VERSION_KEY.encode()] == b"2"
     assert json.loads(metadata[WEIGHTS_KEY.encode()]) == {"exact-answer": 1.0, "style": 0.5}
 
 

@@ -8,14 +8,20 @@ from grpo_core.settings import Settings
 
 
 class HFConfig(Settings):
-    """Bounds on memory while sampling. Neither changes what is sampled."""
+    """Bounds on memory while sampling. None changes what is sampled, up to rounding."""
 
-    rows_per_batch: int = Field(
+    rows_at_once: int = Field(
         128, ge=1, description="Most completions decoded together; bounds the logits in memory."
     )
     tokens_in_cache: int = Field(
         65536,
         ge=1,
-        description="Most key-value positions held at once: completions decoded together times "
-        "(longest prompt among them + max_tokens). A position of an 8 B model in bf16 is 0.14 MB.",
+        description="Most key-value positions held at once; groups wait until those before them "
+        "have left enough room for all their max_tokens. A position of an 8 B model in bf16 is "
+        "0.14 MB.",
+    )
+    fused: bool = Field(
+        True,
+        description="Decode with a second copy of the weights, fused and laid out for few rows, "
+        "where the architecture is known; it lives as long as a request. false saves its memory.",
     )

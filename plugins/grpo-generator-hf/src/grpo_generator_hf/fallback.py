@@ -7,7 +7,7 @@ drawn here is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,25 +21,29 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from grpo_generator_hf.kv_cache import input_device
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from grpo_core.types import GenerateRequest
+    from grpo_core.types import Completion, GenerateRequest
     from grpo_generator_hf.draws import Draws
+    from grpo_generator_hf.rows import Row
 
 
 def decode_by_generate(
-    base: PreTrainedModel, request: GenerateRequest, prompt: int, rows: int, draws: Draws
-) -> None:
-    """Sample ``rows`` completions of one prompt into ``draws``.
+    base: PreTrainedModel,
+    request: GenerateRequest,
+    rows: Sequence[Row],
+    draws: Draws,
+    device: torch.device,
+) -> dict[Row, Completion]:
+    """Sample some completions of one prompt.
 
     One prompt at a time: with others of unlike length there would be padding, which recurrent
     layers carry along.
     """
-    device = input_device(base)
-    ids_BT = torch.tensor([request.prompt_ids_P[prompt]], device=device).repeat(rows, 1)
+    ids_BT = torch.tensor([request.prompt_ids_P[rows[0].prompt]], device=device)
+    ids_BT = ids_BT.repeat(len(rows), 1)
+    draws.admit(rows)
     # PreTrainedModel does not declare what its generation mixin adds.
     generate = cast("Callable[..., object]", base.generate)
     with _own_generation_config(base, request.sampling.max_tokens):
@@ -47,8 +51,9 @@ def decode_by_generate(
             ids_BT,
             attention_mask=torch.ones_like(ids_BT),
             logits_processor=LogitsProcessorList([_OnlyTheDrawn(draws)]),
-            stopping_criteria=StoppingCriteriaList([_UntilFinished(draws)]),
+            stopping_criteria=StoppingCriteriaList([_UntilEnded(draws)]),
         )
+    return draws.leave(draws.ended(), [])
 
 
 class _OnlyTheDrawn(LogitsProcessor):
@@ -60,12 +65,14 @@ class _OnlyTheDrawn(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token_B[:, None], 0.0)
 
 
-class _UntilFinished(StoppingCriteria):
+class _UntilEnded(StoppingCriteria):
     def __init__(self, draws: Draws) -> None:
         self._draws = draws
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.tensor(self._draws.finished(), device=input_ids.device)
+        ended_B = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        ended_B[self._draws.ended()] = True
+        return ended_B
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which completions are decoded together."""
+"""Which completions are decoded, in which order, and how many at once."""
 
 from __future__ import annotations
 
@@ -20,6 +20,27 @@ class Row:
     """Position in ``GenerateRequest.prompt_ids_P``."""
     sample: int
     """Position within the group."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """What fits into memory at once, for the prompts of one request."""
+
+    rows: int
+    positions: int
+    row_positions: int
+    """What one row may come to need of its own."""
+    prompt_positions: int
+    """What a prompt needs for all of its rows together; 0 where every row holds it itself."""
+
+    def fits(self, rows: int, prompts: int) -> bool:
+        needed = rows * self.row_positions + prompts * self.prompt_positions
+        return rows <= self.rows and needed <= self.positions
+
+    @property
+    def rows_of_one_prompt(self) -> int:
+        left = self.positions - self.prompt_positions
+        return min(self.rows, left // self.row_positions)
 
 
 def check(request: GenerateRequest, context_length: int | None) -> None:
@@ -44,38 +65,44 @@ def check(request: GenerateRequest, context_length: int | None) -> None:
         raise ConfigError(f"generator 'hf' samples from text only; the prompts also carry {names}")
 
 
-def plan(request: GenerateRequest, config: HFConfig) -> list[tuple[Row, ...]]:
-    """Batches within the bounds, prompts of like length together, groups whole where they fit.
+def room(request: GenerateRequest, config: HFConfig, *, shared: bool) -> Room:
+    """How much of the request is decoded at once.
+
+    Args:
+        shared: whether the rows of a prompt hold its keys and values together.
 
     Raises:
         ConfigError: ``tokens_in_cache`` is less than a single completion may need.
     """
-    lengths = [len(ids) for ids in request.prompt_ids_P]
-    batches: list[tuple[Row, ...]] = []
-    batch: list[Row] = []
-    capacity = 0
-    # Longest first: the first prompt of a batch says how wide all of its rows are.
-    for prompt in sorted(range(len(lengths)), key=lambda p: (-lengths[p], p)):
-        group = [Row(prompt=prompt, sample=sample) for sample in range(request.group_size)]
-        while group:
-            if not batch:
-                capacity = _capacity(lengths[prompt] + request.sampling.max_tokens, config)
-            elif len(batch) + len(group) > capacity:
-                batches.append(tuple(batch))
-                batch = []
-                continue
-            taken = capacity - len(batch)
-            batch += group[:taken]
-            group = group[taken:]
-    if batch:
-        batches.append(tuple(batch))
-    return batches
-
-
-def _capacity(width: int, config: HFConfig) -> int:
-    if width > config.tokens_in_cache:
+    longest = max(map(len, request.prompt_ids_P), default=0)
+    max_tokens = request.sampling.max_tokens
+    if longest + max_tokens > config.tokens_in_cache:
         raise ConfigError(
             f"generator.tokens_in_cache is {config.tokens_in_cache}, but one completion may need "
-            f"{width} positions (prompt + max_tokens); raise it, or lower sampling.max_tokens"
+            f"{longest + max_tokens} positions (prompt + max_tokens); raise it, or lower "
+            "sampling.max_tokens"
         )
-    return min(config.rows_per_batch, config.tokens_in_cache // width)
+    return Room(
+        rows=config.rows_at_once,
+        positions=config.tokens_in_cache,
+        row_positions=max_tokens if shared else longest + max_tokens,
+        prompt_positions=longest if shared else 0,
+    )
+
+
+def admission_order(request: GenerateRequest, room: Room) -> list[tuple[Row, ...]]:
+    """Rows of one prompt that are admitted together: whole groups, unless none would ever fit.
+
+    Longest prompts first: the first ones say how large the buffers are, and what runs out of
+    memory does so at once.
+    """
+    lengths = [len(ids) for ids in request.prompt_ids_P]
+    at_once = min(request.group_size, room.rows_of_one_prompt)
+    return [
+        tuple(
+            Row(prompt=prompt, sample=sample)
+            for sample in range(first, min(first + at_once, request.group_size))
+        )
+        for prompt in sorted(range(len(lengths)), key=lambda p: (-lengths[p], p))
+        for first in range(0, request.group_size, at_once)
+    ]

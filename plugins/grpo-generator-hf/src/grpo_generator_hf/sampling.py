@@ -1,7 +1,8 @@
-"""From logits to a token and the log-prob it was drawn with.
+"""From logits to a token, its log-prob, and the mass that truncation left to draw from.
 
-Shapes: B rows, V vocabulary. The transforms and their order are those of transformers' `generate`:
-repetition penalty, temperature, top-k, top-p, min-p.
+Two distributions: the policy's, softmax(logits / T), which log-probs are of; and the one that is
+drawn from, after repetition penalty, top-k, top-p and min-p. Transforms and their results are those
+of transformers' `generate`. Shapes: B rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,6 +21,17 @@ _BLOCK = 256
 short enough for float64. A float32 running sum over 150 000 tokens loses its rare ones."""
 
 
+def tempered(logits_BV: Tensor, temperature: float) -> Tensor:
+    """Logits of the policy's own distribution, softmax(logits / T); at T = 0 that of T = 1.
+
+    Returns:
+        float32, or float64 when the logits are.
+    """
+    if logits_BV.dtype != torch.float64:
+        logits_BV = logits_BV.float()
+    return logits_BV if temperature in (0, 1) else logits_BV / temperature
+
+
 def transform(logits_BV: Tensor, sampling: SamplingParams, seen_BV: Tensor | None) -> Tensor:
     """Logits of the distribution to draw from; what truncation removes is ``-inf``.
 
@@ -27,21 +39,19 @@ def transform(logits_BV: Tensor, sampling: SamplingParams, seen_BV: Tensor | Non
     no result hangs on the order in which a sort leaves ties.
 
     Args:
-        logits_BV: the model's logits, in any dtype.
+        logits_BV: from ``tempered``. The penalty comes after the temperature, not before it as in
+            `generate`: both only scale, so that their order does not matter.
         seen_BV: bool, tokens that the prompt or the completion holds already; needed when
             ``sampling.repetition_penalty`` is not 1.
 
     Returns:
-        float32, or float64 when the logits are. At temperature 0 only the penalty is applied:
-        the rest cannot change which token is the most likely one.
+        The very tensor that was given when there is nothing to do. At temperature 0 only the
+        penalty is applied: the rest cannot change which token is the most likely one.
     """
-    if logits_BV.dtype != torch.float64:
-        logits_BV = logits_BV.float()
     if sampling.repetition_penalty != 1 and seen_BV is not None:
         logits_BV = _penalise(logits_BV, sampling.repetition_penalty, seen_BV)
     if sampling.temperature == 0:
         return logits_BV
-    logits_BV = logits_BV / sampling.temperature
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         logits_BV = _keep_from(logits_BV, logits_BV.topk(sampling.top_k).values[:, -1:])
     if sampling.top_p < 1:
@@ -56,27 +66,34 @@ def draw(logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Invert the cumulative distribution at ``uniform_B`` (float64 in [0, 1)).
 
     Returns:
-        ``(token_B, logprob_B)``: int64, and the log-softmax of the logits at the token.
+        ``(token_B, logmass_B)``: int64, and ``log_mass`` of the logits.
     """
-    logits_BV = _pad_to_blocks(logits_BV)
     top_B1 = logits_BV.amax(-1, keepdim=True)
-    mass_BKW = (logits_BV - top_B1).exp().unflatten(-1, (-1, _BLOCK))
-    cumulative_BK = mass_BKW.sum(-1, dtype=torch.float64).cumsum(-1)
+    mass_BV = (logits_BV - top_B1).exp_()
+    cumulative_BK = _block_sums(mass_BV).double().cumsum(-1)
     total_B1 = cumulative_BK[:, -1:]
     target_B1 = uniform_B[:, None] * total_B1
     block_B1 = _first_above(cumulative_BK, target_B1)
     start_B1 = torch.where(block_B1 > 0, cumulative_BK.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
-    inside_BW = mass_BKW.take_along_dim(block_B1[:, :, None], 1).squeeze(1)
+    column_BW = block_B1 * _BLOCK + torch.arange(_BLOCK, device=logits_BV.device)
+    last = logits_BV.shape[-1] - 1
+    inside_BW = mass_BV.gather(1, column_BW.clamp(max=last)).masked_fill_(column_BW > last, 0)
     offset_B1 = _first_above(inside_BW.cumsum(-1, dtype=torch.float64), target_B1 - start_B1)
-    token_B1 = block_B1 * _BLOCK + offset_B1
-    logprob_B1 = logits_BV.gather(1, token_B1) - top_B1 - total_B1.log()
-    return token_B1.squeeze(1), logprob_B1.squeeze(1).to(logits_BV.dtype)
+    # Only NaN logits get past the end; `Draws` reports them by their log-prob.
+    token_B1 = (block_B1 * _BLOCK + offset_B1).clamp(max=last)
+    return token_B1.squeeze(1), (total_B1.log() + top_B1).squeeze(1)
 
 
 def most_likely(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """The most likely token, and its log-softmax."""
-    token_B = logits_BV.argmax(-1)
-    return token_B, logits_BV.log_softmax(-1).gather(1, token_B[:, None]).squeeze(1)
+    """The most likely token, and ``log_mass`` of the logits."""
+    return logits_BV.argmax(-1), log_mass(logits_BV)
+
+
+def log_mass(logits_BV: Tensor) -> Tensor:
+    """Log of the sum of exp(logits), float64 of shape ``(B,)``; less it, a logit is a log-prob."""
+    top_B1 = logits_BV.amax(-1, keepdim=True)
+    total_B = _block_sums((logits_BV - top_B1).exp_()).sum(-1, dtype=torch.float64)
+    return total_B.log() + top_B1.squeeze(1)
 
 
 def _penalise(logits_BV: Tensor, penalty: float, seen_BV: Tensor) -> Tensor:
@@ -99,9 +116,12 @@ def _nucleus_edge(logits_BV: Tensor, top_p: float) -> Tensor:
     return sorted_BV.gather(1, (inside_B1 - 1).clamp(min=0))
 
 
-def _pad_to_blocks(logits_BV: Tensor) -> Tensor:
-    missing = -logits_BV.shape[-1] % _BLOCK
-    return torch.nn.functional.pad(logits_BV, (0, missing), value=-math.inf)
+def _block_sums(mass_BV: Tensor) -> Tensor:
+    """Sums over blocks of the vocabulary, the last of which may be short; ``(B, K)``."""
+    whole = mass_BV.shape[-1] // _BLOCK * _BLOCK
+    sums_BK = mass_BV[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1)
+    rest_BW = mass_BV[:, whole:]
+    return torch.cat([sums_BK, rest_BW.sum(-1, keepdim=True)], -1) if rest_BW.numel() else sums_BK
 
 
 def _first_above(cumulative_BN: Tensor, target_B1: Tensor) -> Tensor:
@@ -114,5 +134,4 @@ def _first_above(cumulative_BN: Tensor, target_B1: Tensor) -> Tensor:
     below_last_B1 = torch.nextafter(last_B1, torch.zeros_like(last_B1))
     target_B1 = target_B1.clamp(min=0).minimum(below_last_B1)
     index_B1 = torch.searchsorted(cumulative_BN, target_B1, right=True)
-    # Only NaN logits get here with an index past the end; `Draws` reports them by their log-prob.
     return index_B1.clamp(max=cumulative_BN.shape[-1] - 1)

@@ -10,6 +10,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from grpo_losses.advantage_options import Deviation
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Groups:
@@ -21,10 +23,12 @@ class Groups:
 
     largest: int
     """Rollouts in the largest group, those without a value included; 0 without rollouts."""
+    count_B: Tensor
+    """How many of the group have a value."""
     mean_B: Tensor
     """NaN where the group has no value."""
-    std_B: Tensor
-    """Sample standard deviation; NaN where the group has fewer than two values."""
+    square_B: Tensor
+    """Sum of the squared distances from the mean."""
     constant_B: Tensor
     """bool: all values of the group are the same number."""
 
@@ -38,21 +42,31 @@ class Groups:
         mean_P = _sum(x_B.masked_fill(~present_B, 0.0), group_B, groups) / count_P
         # Two passes: the one-pass formula loses all digits when the spread is small.
         square_B = (x_B - mean_P[group_B]).square().masked_fill(~present_B, 0.0)
-        # 0/0 for a single value: NaN, as it has no spread to divide by.
-        std_P = (_sum(square_B, group_B, groups) / (count_P - 1).clamp(min=0)).sqrt()
         high_P = _extreme(x_B.masked_fill(~present_B, -torch.inf), group_B, groups, "amax")
         low_P = _extreme(x_B.masked_fill(~present_B, torch.inf), group_B, groups, "amin")
         return cls(
             largest=int(size_P.max()) if groups else 0,
+            count_B=count_P[group_B],
             mean_B=mean_P[group_B],
-            std_B=std_P[group_B],
+            square_B=_sum(square_B, group_B, groups)[group_B],
             constant_B=(high_P == low_P)[group_B],
         )
 
+    def std_B(self, deviation: Deviation) -> Tensor:
+        """Of each rollout's group; NaN where too few values are there to divide by."""
+        # 0/0 for a single value: NaN, as it has no spread.
+        return (self.square_B / (self.count_B - _lost(deviation)).clamp(min=0)).sqrt()
 
-def sample_std(x_B: Tensor) -> float:
-    """With Bessel's correction; 0 for fewer than two values."""
-    return x_B.std(correction=1).item() if len(x_B) > 1 else 0.0
+
+def std(x_B: Tensor, deviation: Deviation) -> float:
+    """Over the values that exist; 0 for fewer than two."""
+    x_B = x_B[~x_B.isnan()]
+    return x_B.std(correction=_lost(deviation)).item() if len(x_B) > 1 else 0.0
+
+
+def _lost(deviation: Deviation) -> int:
+    """Bessel's correction."""
+    return 1 if deviation == "sample" else 0
 
 
 def _sum(x_B: Tensor, group_B: Tensor, groups: int) -> Tensor:

@@ -1,11 +1,7 @@
-"""The terms that losses are made of, each written once.
-
-All are per action token, of shape ``(N,)``, and to be minimised unless said otherwise.
-"""
+"""What can be added to, or multiplied onto, any objective; each written once, all ``(N,)``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from grpo_core.numerics import bounded, kl_k3
@@ -13,33 +9,36 @@ from grpo_core.numerics import bounded, kl_k3
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Surrogate", "clipped_surrogate", "kl_k3"]
+    from grpo_core.types import ActionTokens
+    from grpo_losses.options import KlEstimator, SamplerCorrection
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Surrogate:
-    """A policy term, and where the clip took effect."""
-
-    loss_N: Tensor
-    clipped_low_N: Tensor
-    """bool: the ratio fell below ``1 - clip_low`` on a token to discourage; no gradient."""
-    clipped_high_N: Tensor
-    """bool: the ratio rose above ``1 + clip_high`` on a token to encourage; no gradient."""
+def kl(estimator: KlEstimator, logprobs_N: Tensor, ref_logprobs_N: Tensor) -> Tensor:
+    """KL(policy || reference) from tokens of the policy, in nats
+    (http://joschu.net/blog/kl-approx.html)."""
+    if estimator == "k3":
+        return kl_k3(logprobs_N, ref_logprobs_N)
+    log_ratio_N = logprobs_N - ref_logprobs_N
+    return log_ratio_N if estimator == "k1" else log_ratio_N.square() / 2
 
 
-def clipped_surrogate(
-    log_ratio_N: Tensor, advantages_N: Tensor, *, clip_low: float, clip_high: float
-) -> Surrogate:
-    """PPO's pessimistic objective (arXiv 1707.06347), with a bound for each side (DAPO, arXiv
-    2503.14476): ``-min(ratio * A, clamp(ratio, 1 - clip_low, 1 + clip_high) * A)``.
+def sampler_weight(tokens: ActionTokens, c: SamplerCorrection, old_logprobs_N: Tensor) -> Tensor:
+    """How much likelier the trainer finds what the sampler drew, bounded; detached."""
+    log_weight_N = (old_logprobs_N - tokens.sampling_logprobs_N).detach()
+    if c.level == "sequence":
+        log_weight_N = tokens.spread(tokens.sum_per_rollout(log_weight_N))
+    elif c.level == "geometric":
+        log_weight_N = tokens.spread(tokens.mean_per_rollout(log_weight_N))
+    weight_N = bounded(log_weight_N).exp()
+    if c.mode == "truncate":
+        return weight_N.clamp(c.low, c.high)
+    outside_N = (weight_N < (c.low or 0)) | (weight_N > (c.high or float("inf")))
+    return weight_N.masked_fill(outside_N, 0.0)
 
-    Args:
-        log_ratio_N: ``logprobs - old_logprobs``.
-    """
-    ratio_N = bounded(log_ratio_N).exp()
-    clamped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
-    return Surrogate(
-        loss_N=-(ratio_N * advantages_N).minimum(clamped_N * advantages_N),
-        clipped_low_N=(ratio_N < 1 - clip_low) & (advantages_N < 0),
-        clipped_high_N=(ratio_N > 1 + clip_high) & (advantages_N > 0),
-    )
+
+def on_policy_enough(tokens: ActionTokens, threshold: float) -> Tensor:
+    """bool: what DeepSeek-V3.2 (arXiv 2512.02556) trains on. A rollout that the policy has moved
+    away from is no evidence against what it would write now; one to encourage is kept."""
+    drift_N = tokens.sampling_logprobs_N - tokens.logprobs_N.detach()
+    close_N = tokens.spread(tokens.mean_per_rollout(drift_N)) <= threshold
+    return close_N | (tokens.advantages_N >= 0)

@@ -1,4 +1,4 @@
-"""Reference policies: none, frozen copy, adapter off."""
+"""Reference policies: none, adapter off, frozen, and those that follow the policy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,31 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "AdapterOffReference": "grpo_references.references",
+        "EmaConfig": "grpo_references.config",
+        "EmaReference": "grpo_references.references",
         "FrozenReference": "grpo_references.references",
         "NoReference": "grpo_references.references",
+        "PeriodicConfig": "grpo_references.config",
+        "PeriodicReference": "grpo_references.references",
     },
 )
 
-__all__ = ["AdapterOffReference", "FrozenReference", "NoReference"]
+__all__ = [
+    "AdapterOffReference",
+    "EmaConfig",
+    "EmaReference",
+    "FrozenReference",
+    "NoReference",
+    "PeriodicConfig",
+    "PeriodicReference",
+]
 
 if TYPE_CHECKING:
-    from grpo_references.references import AdapterOffReference, FrozenReference, NoReference
+    from grpo_references.config import EmaConfig, PeriodicConfig
+    from grpo_references.references import (
+        AdapterOffReference,
+        EmaReference,
+        FrozenReference,
+        NoReference,
+        PeriodicReference,
+    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from grpo_core.staging import staged_folder
 from grpo_savers.card import model_card
 from grpo_savers.config import SafetensorsConfig
-from grpo_savers.staging import staged_folder
 from grpo_savers.weights import write_adapter, write_model, write_tokenizer
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Scored rollouts as an Arrow table.
 
-Schema version 1, one row per rollout:
+Schema version 2, one row per rollout:
 
 =====================  ============  =========================================================
 column                 type          meaning
@@ -13,7 +13,9 @@ prompt_token_ids       list<int32>   as the model saw them
 completion             string        a view without special tokens
 token_ids              list<int32>   the completion, inserted text included
 action_positions       list<int32>   indices into ``token_ids`` of the sampled ones
-sampling_logprobs      list<double>  of the sampled tokens, in nats
+sampling_logprobs      list<double>  of the sampled tokens under softmax(logits / T), in nats
+kept_logmass           list<double>  log of the share of it that truncation left to draw from;
+                                     null when nothing was cut off, or it is not known
 policy_version         int64         the oldest behind a sampled token
 finish_reason          string        stop, length or error
 error                  string        why the environment gave up
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
     from grpo_core.types import RewardOutcome, Rollout, RolloutsScored, ScoredRollouts
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION_KEY = "grpo_core.rollouts.schema"
 WEIGHTS_KEY = "grpo_core.rollouts.weights"
 
@@ -57,6 +59,7 @@ FIELDS = (
     pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
     pa.field("action_positions", pa.list_(pa.int32()), nullable=False),
     pa.field("sampling_logprobs", pa.list_(pa.float64()), nullable=False),
+    pa.field("kept_logmass", pa.list_(pa.float64())),
     pa.field("policy_version", pa.int64()),
     pa.field("finish_reason", pa.string(), nullable=False),
     pa.field("error", pa.string()),
@@ -105,6 +108,7 @@ def _rollout(rollout: Rollout) -> dict[str, Any]:
         "token_ids": rollout.token_ids,
         "action_positions": rollout.action_positions,
         "sampling_logprobs": rollout.sampling_logprobs,
+        "kept_logmass": rollout.kept_logmass,
         "policy_version": rollout.policy_version,
         "finish_reason": rollout.finish_reason,
         "error": None if rollout.error is None else _text(rollout.error),

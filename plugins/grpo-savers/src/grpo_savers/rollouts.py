@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 
 from grpo_core import hookimpl
+from grpo_core.staging import staged_file
 from grpo_savers.config import RolloutsConfig
 from grpo_savers.rollout_table import rollout_table
-from grpo_savers.staging import staged_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +40,10 @@ class RolloutsSaver:
     @hookimpl
     def grpo_run_start(self, event: RunStart) -> None:
         self._folder = event.run_dir / "rollouts"
+        # Steps after the checkpoint that a resumed run goes on from come again.
+        for path in self._folder.glob("step-*.parquet"):
+            if int(path.stem.removeprefix("step-")) >= event.first_step:
+                path.unlink()
 
     @hookimpl
     def grpo_rollouts_scored(self, event: RolloutsScored) -> None:

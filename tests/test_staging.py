@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_savers.staging import _replace_folder, staged_file, staged_folder
+from grpo_core.staging import _replace_folder, staged_file, staged_folder
 
 
 def test_nothing_is_there_before_the_end(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_killed_process_leaves_no_target_and_no_obstacle(tmp_path: Path) -> No
     target = tmp_path / "final"
     code = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from grpo_savers.staging import staged_folder\n"
+        "from grpo_core.staging import staged_folder\n"
         "with staged_folder(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'stale').write_text('x')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
