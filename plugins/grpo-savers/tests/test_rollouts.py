@@ -74,8 +74,13 @@ def started(saver: RolloutsSaver, run_dir: Path) -> Lifecycle:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    started(RolloutsSaver(), tmp_path).rollouts_scored(event())
+def lifecycle(tmp_path: Path) -> Lifecycle:
+    return started(RolloutsSaver(), tmp_path)
+
+
+@pytest.fixture
+def folder(lifecycle: Lifecycle, tmp_path: Path) -> Path:
+    lifecycle.rollouts_scored(event())
     return tmp_path / "rollouts"
 
 
@@ -130,11 +135,13 @@ def test_the_schema_has_a_version_and_the_weights(folder: Path) -> None:
     assert json.loads(metadata[WEIGHTS_KEY.encode()]) == {"exact-answer": 1.0, "style": 0.5}
 
 
-def test_other_readers_take_the_folder(folder: Path, tmp_path: Path) -> None:
+def test_other_readers_take_the_folder(
+    folder: Path, lifecycle: Lifecycle, tmp_path: Path
+) -> None:
     import datasets
     import pandas as pd
 
-    started(RolloutsSaver(), tmp_path).rollouts_scored(event(step=13))
+    lifecycle.rollouts_scored(event(step=13))
     (folder / ".step-000014.parquet.tmp").write_bytes(b"PAR1 cut off")
     loaded = datasets.load_dataset(
         "parquet", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache")
