@@ -17,6 +17,7 @@ __getattr__ = lazy_exports(
     {
         "BuildContext": "grpo_core.protocols",
         "CheckpointSettings": "grpo_core.settings",
+        "EvaluationSampling": "grpo_core.settings",
         "EvaluationSettings": "grpo_core.settings",
         "LoraSettings": "grpo_core.settings",
         "ModelSettings": "grpo_core.settings",
@@ -26,6 +27,7 @@ __getattr__ = lazy_exports(
         "Run": "grpo_core.trainer",
         "SamplingParams": "grpo_core.settings",
         "TrainSettings": "grpo_core.settings",
+        "evaluate_model": "grpo_core.trainer",
         "hookimpl": "grpo_core.hookspecs",
         "load_run": "grpo_core.run",
         "train": "grpo_core.trainer",
@@ -35,6 +37,7 @@ __getattr__ = lazy_exports(
 __all__ = [
     "BuildContext",
     "CheckpointSettings",
+    "EvaluationSampling",
     "EvaluationSettings",
     "LoraSettings",
     "ModelSettings",
@@ -45,6 +48,7 @@ __all__ = [
     "SamplingParams",
     "TrainSettings",
     "__version__",
+    "evaluate_model",
     "hookimpl",
     "load_run",
     "train",
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
     from grpo_core.run import load_run
     from grpo_core.settings import (
         CheckpointSettings,
+        EvaluationSampling,
         EvaluationSettings,
         LoraSettings,
         ModelSettings,
@@ -65,4 +70,4 @@ if TYPE_CHECKING:
         SamplingParams,
         TrainSettings,
     )
-    from grpo_core.trainer import Run, train
+    from grpo_core.trainer import Run, evaluate_model, train

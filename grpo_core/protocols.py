@@ -65,7 +65,8 @@ class Task(Protocol):
 
     The sequences may be lazy; the core draws indices from them by the run's seed. Optionally
     ``rewards() -> Sequence[RewardProvider | RewardFunction]`` brings the task's own rewards,
-    used when the config names none.
+    used when the config names none, and ``eval_sets() -> Mapping[str, Sequence[Prompt]]`` several
+    held-out data sets in place of the one of ``eval_prompts``.
     """
 
     def train_prompts(self) -> Sequence[Prompt]: ...
@@ -111,7 +112,11 @@ class Environment(Protocol):
 
 @runtime_checkable
 class RewardProvider(Protocol):
-    """Scores rollouts. Plain functions in TRL's convention are adapted to this."""
+    """Scores rollouts. Plain functions in TRL's convention are adapted to this.
+
+    Optionally ``answer(rollout) -> Hashable | None`` says which answer a rollout gives, so that
+    evaluation can report what the majority of several samples does.
+    """
 
     @property
     def name(self) -> str:

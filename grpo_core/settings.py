@@ -5,6 +5,7 @@ Defaults name their source. Nothing here imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,13 +177,61 @@ class TrainSettings(Settings):
         return self
 
 
+class EvaluationSampling(Settings):
+    """How the completions of an evaluation are drawn; what is null is as in training."""
+
+    samples: int = Field(1, ge=1, description="Completions per prompt, for pass@k and majority@k.")
+    temperature: float | None = Field(None, ge=0, description="0 takes the most likely token.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0)
+    max_tokens: int | None = Field(None, ge=1)
+    stop: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvaluationSampling:
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(
+                f"at temperature 0 all {self.samples} samples of a prompt would be the same; use "
+                "samples: 1, or a temperature above 0"
+            )
+        return self
+
+    def over(self, training: SamplingParams) -> SamplingParams:
+        """The run's own settings with these in place of theirs."""
+        own = self.model_dump(exclude={"samples"}, exclude_none=True)
+        return training.model_copy(update=own)
+
+
 class EvaluationSettings(Settings):
-    """Held-out prompts, sampled as in training and greedily, scored by the same rewards."""
+    """Held-out prompts, sampled in one or several ways, scored by the run's rewards."""
 
     every: int = Field(0, ge=0, description="Steps between evaluations; 0 is only start and end.")
-    prompts: int = Field(256, ge=1, description="At most this many of the task's eval prompts.")
-    sampled: bool = Field(True, description="With the run's sampling settings.")
-    greedy: bool = Field(True, description="Also at temperature 0.")
+    prompts: int = Field(256, ge=1, description="At most so many of each held-out data set.")
+    sampling: Mapping[str, EvaluationSampling] = Field(
+        default={
+            "sampled": EvaluationSampling(),
+            "greedy": EvaluationSampling(temperature=0.0),
+        },
+        min_length=1,
+        description="Name in metrics to how completions are drawn. As in training and greedily, "
+        "unless given.",
+    )
+    pass_at: float = Field(
+        1.0, description="A completion passes with at least this reward, for pass@k and majority@k."
+    )
+    after_saving: bool = Field(
+        False, description="Once more at the end, with the model as read back from its folder."
+    )
+
+    @field_validator("sampling")
+    @classmethod
+    def _names(cls, value: Mapping[str, EvaluationSampling]) -> Mapping[str, EvaluationSampling]:
+        for name in value:
+            if not name or "/" in name:
+                raise ValueError(f"{name!r} cannot be part of a metric's name; leave out '/'")
+        return value
 
 
 class KeepBest(Settings):

@@ -141,8 +141,9 @@ def evaluation_line(event: Evaluated) -> Text:
     """Held-out rewards of one evaluation."""
     line = Text.assemble((f"held out, {event.label}, {_when(event.step)}:", "dim"))
     for name, value in sorted(event.metrics.items()):
-        if name.count("/") == 2:
-            line.append(f"  {visible(name.split('/')[2])} ").append(number(value), "bold")
+        if name.count("/") == 2 or "@" in name:
+            title = name.split("/", 2)[2].replace("/", " ")
+            line.append(f"  {visible(title)} ").append(number(value), "bold")
     return line
 
 

@@ -70,9 +70,12 @@ class History:
         return curve[-1][1] if curve else math.nan
 
     def evaluations(self) -> list[str]:
-        """``eval/<label>/<provider>`` of every reward provider, in a lasting order."""
-        names = [name for name in self.curves if name.startswith("eval/") and name.count("/") == 2]
-        return sorted(names, key=lambda name: (name.split("/")[2], "greedy" in name.split("/")))
+        """``eval/<label>/<provider>`` of every reward provider, then its measures over several
+        samples, in a lasting order."""
+        names = [
+            n for n in self.curves if n.startswith("eval/") and (n.count("/") == 2 or "@" in n)
+        ]
+        return sorted(names, key=lambda name: (name.split("/")[2:], "greedy" in name))
 
     def _snapshot(self, event: Evaluated) -> Snapshot:
         # Texts only: whole rollouts of every evaluation would stay in memory with all tokens.
@@ -89,9 +92,9 @@ class History:
 
 
 def spoken(name: str) -> str:
-    """``eval/greedy/exact-answer`` -> ``exact-answer, greedy``."""
-    _, label, provider = name.split("/", 2)
-    return f"{provider}, {label}"
+    """``eval/sampled/exact-answer/pass@8`` -> ``exact-answer pass@8, sampled``."""
+    _, label, measure = name.split("/", 2)
+    return f"{measure.replace('/', ' ')}, {label}"
 
 
 def number(value: float) -> str:

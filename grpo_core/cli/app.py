@@ -11,6 +11,7 @@ from grpo_core import __version__
 from grpo_core.builtin.text import visible
 from grpo_core.cli.config import config
 from grpo_core.cli.demo import demo
+from grpo_core.cli.evaluate import evaluate
 from grpo_core.cli.options import DEBUG, debug_option
 from grpo_core.cli.plugins import plugins
 from grpo_core.cli.train import INTERRUPTED, train
@@ -50,5 +51,5 @@ def grpo() -> None:
     """
 
 
-for command in (demo, train, config, plugins):
+for command in (demo, train, evaluate, config, plugins):
     grpo.add_command(command)

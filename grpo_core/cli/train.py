@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +80,26 @@ def train(
     start(resolved, dry_run=dry_run, resume=resume, accept_changes=resume_changed)
 
 
+@contextmanager
+def needs_extras() -> Iterator[None]:
+    """Around imports that need a model's libraries, which a plugin author may not have.
+
+    Raises:
+        ConfigError: they are not installed.
+    """
+    try:
+        yield
+        from transformers.utils import logging
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "grpo_core":
+            raise
+        raise ConfigError(
+            f"this needs {error.name}, which is not installed: pip install 'grpo-core[hf]'"
+        ) from error
+    # Bars for weights that load in a second would stand in the middle of the run's own display.
+    logging.disable_progress_bar()
+
+
 def start(
     resolved: ResolvedConfig,
     *,
@@ -102,19 +124,9 @@ def start(
         from grpo_core.cli.describe import description
 
         return click.echo(description(resolved))
-    try:
+    with needs_extras():
         from grpo_core.run import build_run
         from grpo_core.trainer import train as run_to_end
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "grpo_core":
-            raise
-        raise ConfigError(
-            f"training needs {error.name}, which is not installed: pip install 'grpo-core[hf]'"
-        ) from error
-    from transformers.utils import logging
-
-    # Bars for weights that load in a second would stand in the middle of the run's own display.
-    logging.disable_progress_bar()
     result = run_to_end(build_run(resolved), resume=resume, accept_changes=accept_changes)
     if result.status == "interrupted":
         click.get_current_context().exit(INTERRUPTED)

@@ -48,7 +48,7 @@ class Draft:
 
 def check(draft: Draft, root: Node, problems: Problems) -> None:
     """Add every combination that cannot work to ``problems``."""
-    for finder in (_group_size, _reference, _adapter, _sampling, _warmup, _evaluation, _rewards):
+    for finder in (_group_size, _reference, _adapter, _sampling, _warmup, _rewards):
         for path, text in finder(draft):
             problems.add(text, path, root.place_of(path))
 
@@ -115,7 +115,7 @@ def _sampling(draft: Draft) -> Iterator[Finding]:
         yield (
             ("sampling", "temperature"),
             "is 0: all completions of a group would be the same and nothing would be learned; use "
-            "a temperature above 0 (1.0 is usual), and evaluation.greedy to see the greedy answer",
+            "a temperature above 0 (1.0 is usual), and evaluation to see the greedy answer",
         )
 
 
@@ -129,16 +129,6 @@ def _warmup(draft: Draft) -> Iterator[Finding]:
             ("optimizer", "warmup_steps"),
             f"is {draft.optimizer.warmup_steps}, but the run has {updates} optimizer steps: the "
             "learning rate would never reach its peak; lower it, or raise train.steps",
-        )
-
-
-def _evaluation(draft: Draft) -> Iterator[Finding]:
-    evaluation = draft.evaluation
-    if evaluation is not None and not (evaluation.sampled or evaluation.greedy):
-        yield (
-            ("evaluation",),
-            "neither sampled nor greedy is on, so that nothing would be evaluated; turn one on, "
-            "or set evaluation to null",
         )
 
 

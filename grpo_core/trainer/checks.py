@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from grpo_core.errors import ConfigError
 from grpo_core.trainer.attestation import comparable
+from grpo_core.trainer.evaluation import held_out
 from grpo_core.types import Notice
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _ranks(run: Run) -> str | None:
 
 
 def _evaluation(run: Run) -> str | None:
-    if run.evaluation is not None and not len(run.task.eval_prompts()):
+    if run.evaluation is not None and not any(map(len, held_out(run).values())):
         return (
             "evaluation is asked for, but the task has no held-out prompts; give it some, or set "
             "evaluation to null"

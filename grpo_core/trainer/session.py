@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from grpo_core.attribution import attributed
 from grpo_core.trainer.checkpoints import Checkpoints
 from grpo_core.trainer.checks import check, notices
-from grpo_core.trainer.evaluation import evaluate
+from grpo_core.trainer.evaluation import evaluate, evaluate_saved
 from grpo_core.trainer.folder import claim_folder, remove_description, write_description
 from grpo_core.trainer.health import Health
 from grpo_core.trainer.prompts import check_lengths
-from grpo_core.types import CheckpointSaved, RunEnd, RunStart, SaveRequest, StepEnd
+from grpo_core.types import CheckpointSaved, EvalResult, RunEnd, RunStart, SaveRequest, StepEnd
 
 if TYPE_CHECKING:
     from grpo_core.settings import CheckpointSettings
     from grpo_core.trainer.run import Run
+    from grpo_core.types import Evaluated
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Session:
         self._tokens = 0.0
         self.history: list[Mapping[str, float]] = []
         self.evaluations: list[Mapping[str, float]] = []
+        self.results: list[EvalResult] = []
         self.artifacts: dict[str, Path] = {}
 
     @contextmanager
@@ -110,6 +112,7 @@ class Session:
             "tokens": self._tokens,
             "history": self.history,
             "evaluations": self.evaluations,
+            "results": [dict(result.plain()) for result in self.results],
             "streaks": self._health.streaks,
         }
 
@@ -119,6 +122,7 @@ class Session:
         self._tokens = state["tokens"]
         self.history = state["history"]
         self.evaluations = state["evaluations"]
+        self.results = [EvalResult(**result) for result in state["results"]]
         # A condition that a newer version watches starts at 0.
         self._health.streaks.update(state["streaks"])
 
@@ -189,11 +193,15 @@ class Session:
         return last or bool(settings.every and self.steps_done % settings.every == 0)
 
     def _evaluate(self) -> None:
-        run = self._run
-        events = evaluate(run, self.steps_done)
+        events = evaluate(self._run, self.steps_done)
         if events:
             merged = {k: v for event in events for k, v in event.metrics.items()}
             self.evaluations.append({"step": float(self.steps_done), **merged})
+        self._publish(events)
+
+    def _publish(self, events: Sequence[Evaluated]) -> None:
+        run = self._run
+        self.results = [result for event in events for result in event.results]
         if run.policy.is_main:
             for event in events:
                 run.lifecycle.evaluated(event)
@@ -235,6 +243,8 @@ class Session:
                 # Before the first step there is nothing that the starting model does not hold.
                 if self.steps_done or error is None:
                     self._save()
+                    if error is None:
+                        self._evaluate_saved()
         except Exception as failure:
             if error is None:
                 self.status, error = "failed", failure
@@ -267,6 +277,7 @@ class Session:
             manifest=run.manifest,
             metrics=self.history[-1] if self.history else {},
             history=tuple(self.history),
+            results=tuple(self.results),
         )
         for saver in run.savers:
             with attributed(run.label_of("saver", saver), "save"):
@@ -276,6 +287,22 @@ class Session:
                 run.lifecycle.checkpoint_saved(
                     CheckpointSaved(step=self.steps_done, path=path, kind="final")
                 )
+
+    def _evaluate_saved(self) -> None:
+        run = self._run
+        if run.evaluation is None or not run.evaluation.after_saving:
+            return
+        # Savers answer on the main rank alone.
+        paths = run.policy.gather([str(p) for p in self.artifacts.values() if is_model(p)])
+        if not paths:
+            logger.warning(
+                "evaluation.after_saving: no saver has written a model that could be read back"
+            )
+            return
+        events = evaluate_saved(run, Path(paths[0]), self.steps_done)
+        for event in events:
+            self.evaluations[-1] = {**self.evaluations[-1], **event.metrics}
+        self._publish(events)
 
 
 def finished_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -289,3 +316,8 @@ def finished_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     done["time/update"] = done["time/step"] - phases
     done["time/tokens_per_second"] = done["tokens/sampled"] / done["time/step"]
     return done
+
+
+def is_model(path: Path) -> bool:
+    """Whether ``from_pretrained`` could read this folder."""
+    return any((path / name).is_file() for name in ("config.json", "adapter_config.json"))

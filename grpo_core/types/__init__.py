@@ -1,5 +1,6 @@
 """Everything that crosses a boundary: frozen, keyword-only dataclasses without torch at import."""
 
+from grpo_core.types.evaluation import EvalResult
 from grpo_core.types.events import (
     CheckpointSaved,
     Evaluated,
@@ -46,6 +47,7 @@ __all__ = [
     "Aggregation",
     "CheckpointSaved",
     "Completion",
+    "EvalResult",
     "Evaluated",
     "Failed",
     "FinishReason",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from grpo_core.types.evaluation import EvalResult
     from grpo_core.types.rewards import ScoredRollouts
     from grpo_core.types.rollouts import Rollout
 
@@ -68,11 +69,16 @@ class Evaluated:
 
     step: int
     """Steps done so far: 0 before training, ``steps`` at the end."""
-    label: Literal["sampled", "greedy"]
+    label: str
+    """The data set and how it was sampled: ``"greedy"``, ``"gsm8k:greedy"``."""
     metrics: Metrics
-    """``eval/<label>/<name>`` to a mean over the prompts."""
+    """``eval/<label>/<name>`` to a number over the prompts of all ranks."""
     rollouts_B: Sequence[Rollout]
-    """The scored rollouts of this rank."""
+    """The rollouts of this rank, samples of a prompt next to each other."""
+    scored: ScoredRollouts | None = None
+    """What the rewards said of them."""
+    results: Sequence[EvalResult] = ()
+    """The same numbers as in ``metrics``, with intervals."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

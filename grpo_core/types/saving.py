@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from grpo_core.types.evaluation import EvalResult
     from grpo_core.types.events import Metrics
     from grpo_core.types.policy import PolicyHandle
 
@@ -29,3 +30,5 @@ class SaveRequest:
     """Of the last step; empty before the first."""
     history: Sequence[Metrics]
     """Metrics of every step, those before a resume too, for curves in a model card."""
+    results: Sequence[EvalResult] = ()
+    """Of the latest evaluation."""

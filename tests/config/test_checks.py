@@ -30,7 +30,6 @@ from grpo_core.errors import ConfigError
         ),
         ("sampling: {temperature: 0}", "sampling.temperature: is 0: all completions of a group"),
         ("optimizer: {warmup_steps: 10}", "warmup_steps: is 10, but the run has 10 optimizer"),
-        ("evaluation: {sampled: false, greedy: false}", "evaluation: neither sampled nor greedy"),
         ("rewards: [{name: length, weight: 0}]", "rewards: every weight is 0"),
         ("rewards: [length, length]", "rewards: 2 rewards are called 'length'"),
         ("rewards: [length, {name: exact-answer, label: length}]", "2 rewards are called 'length'"),
@@ -53,7 +52,7 @@ def test_what_cannot_work(load, text: str, expected: str) -> None:
         "train: {minibatches_per_step: 2}\noptimizer: {warmup_steps: 19}",
         "rewards: [{name: length, weight: 0}, exact-answer]",
         "rewards: [length, {name: length, label: other}]",
-        "evaluation: {sampled: false}",
+        "evaluation: {sampling: {greedy: {temperature: 0}}}",
     ],
 )
 def test_what_does_work(load, text: str) -> None:

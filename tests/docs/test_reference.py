@@ -27,7 +27,7 @@ from grpo_core.hooks import LIFECYCLE_HOOKS, REGISTRATION_HOOKS
 from grpo_core.rewards import Reward
 from grpo_core.settings import DynamicSamplingSettings
 from grpo_core.testing import ScriptedConfig, ScriptedGenerator
-from grpo_core.types import GeneratedGroup, GenerateRequest
+from grpo_core.types import GeneratedGroup, GenerateRequest, Rollout, ScoreRequest, Value
 from grpo_losses import GroupAdvantage, Grpo, GrpoConfig, SamplerCorrection
 from grpo_references import FrozenReference
 
@@ -80,6 +80,7 @@ def test_every_metric_of_a_run_is_described_and_every_description_has_a_metric(
 
 def generic(name: str) -> str:
     name = re.sub(r"^eval/(sampled|greedy)/", "eval/<kind>/", name)
+    name = re.sub(r"@\d+$", lambda found: "@<k>" if "pass" in name else "@<n>", name)
     return name.replace("/length-of/", "/<provider>/").replace("/length-of", "/<provider>")
 
 
@@ -90,7 +91,7 @@ def names_of_a_run(model: Path, folder: Path, loss: Grpo) -> set[str]:
         task=Arithmetic(),
         # Some end by themselves and some are cut off.
         generator=Truncating(ScriptedConfig(completions=("no", "yes " * 9))),
-        rewards=[Reward(provider=length, label="length-of")],
+        rewards=[Reward(provider=LengthOf(), label="length-of")],
         advantage=GroupAdvantage(),
         loss=loss,
         reference=FrozenReference(),
@@ -102,7 +103,9 @@ def names_of_a_run(model: Path, folder: Path, loss: Grpo) -> set[str]:
             dynamic_sampling=DynamicSamplingSettings(replay_groups=1),
         ),
         sampling=SamplingParams(max_tokens=8),
-        evaluation=EvaluationSettings(prompts=2),
+        evaluation=EvaluationSettings(
+            prompts=2, sampling={"sampled": {"samples": 2}, "greedy": {"temperature": 0}}
+        ),
         output=folder / "run",
     )
     result = train(run)
@@ -122,5 +125,13 @@ class Truncating(ScriptedGenerator):
             yield replace(group, completions_G=completions_G)
 
 
-def length(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    return [float(len(ids)) for ids in completion_ids]
+class LengthOf:
+    """A reward that tells which answer was given."""
+
+    name = "length"
+
+    def score(self, request: ScoreRequest) -> list[Value]:
+        return [Value(value=float(len(r.token_ids))) for r in request.rollouts_B]
+
+    def answer(self, rollout: Rollout) -> str:
+        return rollout.text

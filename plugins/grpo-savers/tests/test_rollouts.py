@@ -135,9 +135,7 @@ def test_the_schema_has_a_version_and_the_weights(folder: Path) -> None:
     assert json.loads(metadata[WEIGHTS_KEY.encode()]) == {"exact-answer": 1.0, "style": 0.5}
 
 
-def test_other_readers_take_the_folder(
-    folder: Path, lifecycle: Lifecycle, tmp_path: Path
-) -> None:
+def test_other_readers_take_the_folder(folder: Path, lifecycle: Lifecycle, tmp_path: Path) -> None:
     import datasets
     import pandas as pd
 

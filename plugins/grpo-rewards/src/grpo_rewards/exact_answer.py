@@ -43,6 +43,10 @@ class ExactAnswer:
         """
         return [self._outcome(rollout) for rollout in request.rollouts_B]
 
+    def answer(self, rollout: Rollout) -> str | None:
+        """The answer that it gives, for majority votes."""
+        return self.extract(rollout.text)
+
     def extract(self, text: str) -> str | None:
         """The answer that a completion gives; ``None`` when it gives none."""
         matches = self._pattern.findall(text)
