@@ -53,6 +53,7 @@ def test_there_is_every_command() -> None:
         "config check",
         "config show",
         "config schema",
+        "eval",
     }
 
 
