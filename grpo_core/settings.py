@@ -252,6 +252,12 @@ class CheckpointSettings(Settings):
     """
 
     every_steps: int = Field(0, ge=0, description="Steps between two; 0 goes by minutes alone.")
+    every_epochs: float = Field(
+        0.0,
+        ge=0,
+        description="Written after the step with which so many more passes over the training "
+        "prompts are complete; 0 is never.",
+    )
     every_minutes: float = Field(
         30.0, ge=0, description="Written after the step in which this time is over; 0 is never."
     )

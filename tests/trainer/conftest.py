@@ -39,7 +39,7 @@ def make_run(tiny_model: Path, tmp_path: Path) -> Callable[..., Run]:
     """Keyword arguments replace parts of a run that rewards "yes" over "no"."""
 
     def make(**changes: Any) -> Run:
-        model = ModelSettings(path=str(tiny_model), **changes.pop("model", {}))
+        model = ModelSettings(**{"path": str(tiny_model), **changes.pop("model", {})})
         optimizer = OptimizerSettings(**{"learning_rate": 1e-3, **changes.pop("optimizer", {})})
         train = {"steps": 2, "prompts_per_step": 2, "group_size": 2, **changes.pop("train", {})}
         parts: dict[str, Any] = {

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from grpo_core import CheckpointSettings, Policy, Run, hookimpl, train
 from grpo_core.errors import CheckpointError, ConfigError, PluginError
@@ -171,6 +172,30 @@ def test_another_model_does_not_fit(go: Callable[..., Run]) -> None:
         go("newest", accept_changes=True, model={"lora": {"r": 2}})
 
 
+def test_other_data_of_the_same_size_are_seen(go: Callable[..., Run], list_task: Any) -> None:
+    go(steps=2, task=list_task(["a?", "b?", "c?"]))
+    go("newest", steps=2, task=list_task(["a?", "b?", "c?"]))
+    with pytest.raises(CheckpointError, match=r"digest of 1,000 training prompts: \w{16} then"):
+        go("newest", steps=2, task=list_task(["a?", "b?", "d?"]))
+
+
+def test_another_base_model_under_an_adapter_is_seen(
+    go: Callable[..., Run], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Of the same shapes, so that nothing else would tell."""
+    shutil.copytree(tiny_model, tmp_path / "other")
+    (weights,) = (tmp_path / "other").glob("*.safetensors")
+    tensors = load_file(weights)
+    name = next(name for name in tensors if "down_proj" in name)
+    tensors[name] += 1e-3
+    save_file(tensors, weights, metadata={"format": "pt"})
+    lora = {"lora": {"r": 2}}
+    go(steps=2, model=lora)
+    go("newest", steps=2, model=lora)
+    with pytest.raises(CheckpointError, match="weights that are not trained"):
+        go("newest", steps=2, model={**lora, "path": str(tmp_path / "other")})
+
+
 def test_another_number_of_threads_is_told(
     go: Callable[..., Run], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -190,6 +215,12 @@ def test_by_minutes_and_at_the_end(go: Callable[..., Run]) -> None:
     ]
     shutil.rmtree(go("newest").output)
     assert there(go(checkpoints=settings(every_steps=2))) == ["step-000002", "step-000003"]
+
+
+def test_by_epochs(go: Callable[..., Run]) -> None:
+    """Three prompts, two a step: an epoch ends within step 2, two within step 3."""
+    run = go(steps=5, checkpoints=settings(every_steps=0, every_epochs=1))
+    assert there(run) == ["step-000002", "step-000003", "step-000005"]
 
 
 @pytest.mark.parametrize(

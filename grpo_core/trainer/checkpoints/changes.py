@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from grpo_core.trainer.run import Run
+    from grpo_core.types import Prompt
 
 WATCHING = ("output", "savers", "observers", "evaluation", "checkpoints")
 """Parts of a config that do not change what is learned."""
+
+SAMPLED = 1000
+"""So many prompts, and numbers of a tensor, are compared; enough to notice other data or another
+model within a second, not every single edit."""
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -24,6 +32,8 @@ def identity(run: Run) -> dict[str, Any]:
         "counts": {
             "processes": run.policy.ranks,
             "training prompts": len(run.task.train_prompts()),
+            f"digest of {SAMPLED:,} training prompts": _digest_of_data(run.task.train_prompts()),
+            "digest of the weights that are not trained": _digest_of_frozen(run.policy.model),
         },
         "machine": {
             "torch": torch.__version__,
@@ -33,6 +43,32 @@ def identity(run: Run) -> dict[str, Any]:
             "layout": run.policy.layout.partition(",")[0],
         },
     }
+
+
+def _digest_of_data(prompts: Sequence[Prompt]) -> str:
+    """Of prompts from all over the data set, with their columns, which the rewards see."""
+    digest = blake2b(digest_size=8)
+    stride = max(1, -(-len(prompts) // SAMPLED))
+    for index in range(0, len(prompts), stride):
+        prompt = prompts[index]
+        # An object without a JSON form may show its address, which differs in every process.
+        known = [prompt.id, prompt.content, dict(prompt.columns)]
+        text = json.dumps(known, default=lambda value: type(value).__name__, sort_keys=True)
+        digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _digest_of_frozen(model: nn.Module) -> str:
+    """Of some numbers of every frozen tensor: an adapter that goes on over another base model
+    would be neither the one nor the other."""
+    digest = blake2b(digest_size=8)
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            stride = max(1, weight.numel() // SAMPLED)
+            # Viewed as bytes: quantised and 16-bit weights have no numpy form.
+            some = weight.detach().reshape(-1)[::stride].contiguous().cpu().view(torch.uint8)
+            digest.update(name.encode() + some.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

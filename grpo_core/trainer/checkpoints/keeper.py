@@ -53,6 +53,7 @@ class Checkpoints:
         self._newest: int | None = None
         self._failed = 0
         self._start: StepStart | None = None
+        self._identity: Mapping[str, Any] = {}
 
     # -- going on -----------------------------------------------------------------------------
 
@@ -117,7 +118,7 @@ class Checkpoints:
         )
 
     def _compare(self, step: int, then: Mapping[str, Any], *, accept_changes: bool) -> None:
-        now = identity(self._run)
+        now = self._identity
         differing = differences(then, now)
         said = (
             f"{self._folder.at(step)} was written by another run than this would be:\n"
@@ -159,6 +160,8 @@ class Checkpoints:
         """
         run = self._run
         seed_rng(run.settings.seed, run.policy.rank)
+        if run.policy.is_main:
+            self._identity = identity(run)
         if self._settings is None:
             return
         run.policy.state_dict()
@@ -208,7 +211,19 @@ class Checkpoints:
         late = bool(settings.every_minutes) and minutes >= settings.every_minutes
         # Clocks differ between ranks.
         late = self._run.policy.gather([late])[0]
-        return late or bool(settings.every_steps and done % settings.every_steps == 0)
+        return (
+            late
+            or self._epochs_are_over(done)
+            or bool(settings.every_steps and done % settings.every_steps == 0)
+        )
+
+    def _epochs_are_over(self, done: int) -> bool:
+        assert self._settings is not None
+        if not self._settings.every_epochs:
+            return False
+        per_step = self._run.settings.prompts_per_step / len(self._run.task.train_prompts())
+        before, now = (n * per_step / self._settings.every_epochs for n in (done - 1, done))
+        return math.floor(now) > math.floor(before)
 
     def _write(self, start: StepStart, *, final: bool) -> None:
         run = self._run
@@ -229,7 +244,7 @@ class Checkpoints:
         """Write, then delete what is no longer kept; returns what went wrong."""
         run, session = self._run, self._session
         whole = {"common": common_state(run), "session": session.state_dict(), "ranks": ranks}
-        about = {**identity(run), "metrics": _finite(session.latest_metrics())}
+        about = {**self._identity, "metrics": _finite(session.latest_metrics())}
         tensors: dict[str, Tensor] = {}
         try:
             state = pack(whole, tensors, "state")
