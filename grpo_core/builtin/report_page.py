@@ -13,12 +13,12 @@ from grpo_core.builtin.charts import Series, chart, window
 from grpo_core.builtin.history import counts, number, spoken
 from grpo_core.builtin.markup import Markup, tag
 from grpo_core.builtin.text import shorten
+from grpo_core.secrets import without_secrets
 
 if TYPE_CHECKING:
     from grpo_core.builtin.history import History, Snapshot
 
 SAMPLE_CHARACTERS = 4000
-SECRET = re.compile(r"api_?key|secret|passw|(access|auth|hf)_?token|credential", re.IGNORECASE)
 
 CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     (
@@ -163,11 +163,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _config(config: Mapping[str, Any]) -> Markup:
-    flat = list(_flat(config, ""))
-    rows = [
-        tag("tr", tag("td", key), tag("td", "(hidden)" if SECRET.search(key) else _said(value)))
-        for key, value in flat
-    ]
+    flat = _flat(without_secrets(config), "")
+    rows = [tag("tr", tag("td", key), tag("td", _said(value))) for key, value in flat]
     return tag("table", tag("tbody", *rows), class_="config") if rows else Markup("")
 
 

@@ -19,6 +19,7 @@ FIRST_PARTY: dict[str, dict[Role, tuple[str, ...]]] = {
             *("reinforce-pp", "reinforce-pp-baseline", "rloo"),
         ),
     },
+    "grpo-observers": {"observer": ("comet", "mlflow", "trackio", "wandb")},
     "grpo-references": {"reference": ("adapter-off", "ema", "frozen", "none", "periodic")},
     "grpo-rewards": {"reward": ("exact-answer", "think-format")},
     "grpo-savers": {"saver": ("rollouts", "safetensors")},

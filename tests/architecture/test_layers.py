@@ -14,6 +14,7 @@ GROUND = {"errors", "lazy", "settings", "types"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "lazy": set(),
+    "secrets": set(),
     "settings": set(),
     "staging": set(),
     "types": set(),
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scoring": GROUND | {"attribution", "metrics", "rewards"},
     "policy": GROUND | {"batching", "protocols"},
     # `builtin` registers through the same door as any plugin, so it sees what a plugin sees.
-    "builtin": GROUND | {"hookspecs", "plugins.registrar", "protocols"},
+    "builtin": GROUND | {"hookspecs", "plugins.registrar", "protocols", "secrets"},
     "trainer": GROUND
     | {"attribution", "batching", "builtin.single_turn", "estimators", "hooks", "metrics"}
     | {"numerics", "protocols", "rewards", "scoring", "staging", "yaml12"},

@@ -10,8 +10,9 @@ import sys
 import pytest
 
 HEAVY = {
-    *("accelerate", "datasets", "huggingface_hub", "numpy", "pandas", "peft", "pyarrow"),
-    *("safetensors", "tensorboard", "tokenizers", "torch", "transformers"),
+    *("accelerate", "comet_ml", "datasets", "huggingface_hub", "mlflow", "numpy", "pandas"),
+    *("peft", "pyarrow", "safetensors", "tensorboard", "tokenizers", "torch", "trackio"),
+    *("transformers", "wandb"),
 }
 
 LIGHT = ("grpo_core.cli", "grpo_core.config", "grpo_core.plugins", "grpo_core.types")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_core import secrets
+
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-SECRET_NAME = re.compile(r"token$|secret|passw|api_?key|credential|authorization", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"\bhf_\w{8,}|\bsk-[\w-]{8,}|(?<=://)[^/\s@]+@")
-HIDDEN = "(hidden)"
 
 
 def code(value: object) -> str:
@@ -37,17 +36,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def without_secrets(value: Any) -> Any:
-    """Plain data with everything that looks like a credential replaced: cards are published."""
-    if isinstance(value, Mapping):
-        return {
-            str(k): HIDDEN if v is not None and SECRET_NAME.search(str(k)) else without_secrets(v)
-            for k, v in value.items()
-        }
-    if isinstance(value, str):
-        return SECRET_VALUE.sub(HIDDEN, local_name(value))
-    if isinstance(value, Sequence):
-        return [without_secrets(v) for v in value]
-    return value
+    """Plain data without what looks like a credential, and without this machine's folders: cards
+    are published."""
+    return secrets.without_secrets(value, local_name)
 
 
 def is_hub_id(path: str) -> bool:

@@ -1,0 +1,8 @@
+"""What every plugin promises."""
+
+from grpo_core.testing import PluginSuite
+
+
+class TestPlugin(PluginSuite):
+    distribution = "grpo-observers"
+    package = "grpo_observers"
