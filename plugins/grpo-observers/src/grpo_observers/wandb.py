@@ -61,6 +61,7 @@ class WandbBackend:
             "disable_git": True,
             "disable_code": True,
             "save_code": False,
+            "host": "",
             "x_disable_meta": True,
             "x_save_requirements": False,
         }
@@ -80,7 +81,7 @@ class WandbBackend:
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         folder = opening.run_dir / "wandb"
-        where = f"offline; to upload: wandb sync {folder}/offline-run-*-{run_id}"
+        where = f"offline; to upload: wandb sync {folder}/offline-run-*-{run_id}*"
         return Opened(where=where if opening.offline else self._run.url, state={"id": run_id})
 
     def metrics(self, step: int, metrics: Metrics) -> None:
