@@ -18,7 +18,7 @@ class TrackerConfig(Settings):
         "not need the library.",
     )
     project: str = Field("grpo-core", min_length=1, description="Where the service puts the run.")
-    name: str | None = Field(
+    run_name: str | None = Field(
         None, min_length=1, description="Of the run; the name of the run folder when not given."
     )
     tags: tuple[str, ...] = Field((), description="Labels to find the run by.")

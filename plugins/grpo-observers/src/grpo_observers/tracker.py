@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LONGEST_LOCAL = 60.0
+"""Seconds that a local record may take to be opened: MLflow makes its database in 4 to 9."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opening:
@@ -118,7 +121,7 @@ class Tracker:
         }
         opening = Opening(
             run_dir=event.run_dir.resolve(),
-            name=self._config.name or event.run_dir.resolve().name,
+            name=self._config.run_name or event.run_dir.resolve().name,
             facts=json.loads(json.dumps(without_secrets(facts), default=str)),
             resumed=self._state,
             offline=self._config.mode == "offline",
@@ -174,13 +177,13 @@ class Tracker:
         worker, backend = Worker(self._label), self.backend()
         try:
             answer = worker.ask(lambda: backend.open(opening))
-            opened: Opened = answer.result(self._config.timeout)
+            opened: Opened = answer.result(self._patience(opening))
         except GRPOError:
             raise
         except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, TimeoutError) and not str(error):
-                reason = f"no answer within {self._config.timeout:g} s"
+                reason = f"no answer within {self._patience(opening):g} s"
             # A thread that hangs in a library is left behind; what it may still do is not used.
             worker.stop(0)
             if opening.offline:
@@ -190,6 +193,10 @@ class Tracker:
             return self._open(_offline(opening))
         self._worker, self._backend = worker, backend
         return opened
+
+    def _patience(self, opening: Opening) -> float:
+        # Nobody else is waited for offline; a busy disk must not cost the record.
+        return max(self._config.timeout, LONGEST_LOCAL) if opening.offline else self._config.timeout
 
     def _metrics(self, step: int, metrics: Metrics) -> None:
         worker, backend = self._worker, self._backend

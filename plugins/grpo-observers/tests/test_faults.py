@@ -1,0 +1,79 @@
+"""The real libraries against a port where nobody listens, and a server that never answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHILD = Path(__file__).with_name("faults_child.py")
+LIBRARIES = {"Comet": "comet_ml", "MLflow": "mlflow", "Trackio": "trackio", "Wandb": "wandb"}
+LONGEST_RUN = 20.0
+"""Seconds: the timeout of 3 s at the start and at the end, and imports on a busy machine."""
+LONGEST_EXIT = 40.0
+"""Seconds of the whole process: libraries clean up at the exit, for a bounded time."""
+
+
+@pytest.fixture(params=["closed", "silent"])
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
+    server = socket.socket()
+    server.bind(("127.0.0.1", 0))
+    if request.param == "silent":
+        server.listen(64)
+        yield server.getsockname()[1]
+        server.close()
+    else:
+        free = server.getsockname()[1]
+        server.close()
+        yield free
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_run_is_neither_stopped_nor_held_up_and_its_data_are_kept(
+    name: str, port: int, tmp_path: Path
+) -> None:
+    if importlib.util.find_spec(LIBRARIES[name]) is None:
+        pytest.skip(f"{LIBRARIES[name]} is not installed")
+    url = f"http://127.0.0.1:{port}"
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path / "home"),
+        "WANDB_API_KEY": "x" * 40,
+        "WANDB_BASE_URL": url,
+        "COMET_API_KEY": "x" * 25,
+        "COMET_URL_OVERRIDE": f"{url}/clientlib/",
+        "MLFLOW_TRACKING_URI": url,
+        "TRACKIO_SERVER_URL": url,
+        "TRACKIO_WRITE_TOKEN": "x",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+    }
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(CHILD), name, str(tmp_path / "run")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    took = re.search(r"took ([\d.]+)", done.stdout)
+    assert took is not None
+    assert float(took[1]) < LONGEST_RUN
+    assert time.monotonic() - started < LONGEST_EXIT, done.stderr
+    if name == "Trackio":
+        # It keeps what it cannot send, and says so itself.
+        kept = tmp_path / "trackio" / "faults.db"
+        assert "remote Trackio server" in done.stderr or "trackio" in done.stderr.lower()
+    else:
+        assert "records on this machine only" in done.stderr
+        where = {"Comet": "comet/*.zip", "MLflow": "mlflow.db", "Wandb": "wandb/offline-*/*.wandb"}
+        (kept,) = (tmp_path / "run").glob(where[name])
+    assert kept.stat().st_size > 1000
