@@ -103,8 +103,10 @@ class Story:
         run.run_end(RunEnd(run_dir=self.run_dir, **{**known, **end}))
 
     def evaluated(self, step: int) -> Evaluated:
-        metrics = {"eval/greedy/exact-answer": 0.2 + step / 10}
-        return Evaluated(step=step, label="greedy", metrics=metrics, rollouts_B=ROLLOUTS)
+        metrics = {"eval/gsm8k:greedy/exact-answer": 0.2 + step / 10}
+        return Evaluated(
+            step=step, label="gsm8k:greedy", metrics=metrics, rollouts_B=ROLLOUTS, scored=SCORED
+        )
 
 
 REWARDS = [(n + 1, n / 10) for n in range(STEPS)]

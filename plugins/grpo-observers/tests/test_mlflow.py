@@ -50,6 +50,7 @@ def test_what_is_sent_is_read_back_and_a_resumed_run_goes_on(make_story: Any, ca
     sent = json.loads((artifacts / "samples/train/step-000003.json").read_text())
     rows = [dict(zip(sent["columns"], row, strict=True)) for row in sent["data"]]
     assert [r["reward/exact-answer"] for r in rows] == [3.0, 2.0, 1.0, 0.0]
+    assert len(list((artifacts / "samples/eval/gsm8k:greedy").iterdir())) == 2
     written = (artifacts / "run.json").read_text() + str(run.data.params) + str(run.data.tags)
     assert not any(secret in written for secret in (SECRET, "s3cret", "me:pw"))
     assert f"mlflow ui --backend-store-uri sqlite:///{story.run_dir}" in capsys.readouterr().out

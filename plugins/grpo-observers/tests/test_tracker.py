@@ -63,16 +63,19 @@ def test_steps_evaluations_and_tables_arrive_from_another_thread(make_story: Any
     make_story().play(tracker)
     rows = tracker.memory.rows
     assert [(s, m["reward/mean"]) for s, m in rows if "reward/mean" in m] == REWARDS
-    assert [s for s, m in rows if "eval/greedy/exact-answer" in m] == [0, 4]
+    assert [s for s, m in rows if "eval/gsm8k:greedy/exact-answer" in m] == [0, 4]
     tables = [(s, t.name, len(t.rows)) for s, t in tracker.memory.tables]
     assert tables == [
         (0, "notices", 1),
-        (0, "samples/eval/greedy", 2),
+        (0, "samples/eval/gsm8k:greedy", 2),
         (1, "samples/train", 2),
         (2, "notices", 1),
         (3, "samples/train", 2),
-        (4, "samples/eval/greedy", 2),
+        (4, "samples/eval/gsm8k:greedy", 2),
     ]
+    evaluated = tracker.memory.tables[1][1]
+    assert "reward/exact-answer" in evaluated.columns
+    assert "advantage" not in evaluated.columns
     assert threading.get_ident() not in tracker.memory.threads
 
 

@@ -24,7 +24,7 @@ def test_what_is_sent_is_read_back(make_story: Any) -> None:
     story.play(Trackio(TrackioConfig(mode="offline", project="read-back", every=2)))
     rows = logs("read-back", "run")
     assert [(r["step"], r["reward/mean"]) for r in rows if "reward/mean" in r] == REWARDS
-    assert [r["step"] for r in rows if "eval/greedy/exact-answer" in r] == [0, 4]
+    assert [r["step"] for r in rows if "eval/gsm8k:greedy/exact-answer" in r] == [0, 4]
     tables = [r for r in rows if "samples/train" in r]
     assert [r["step"] for r in tables] == [1, 3]
     sent = tables[1]["samples/train"]["_value"]

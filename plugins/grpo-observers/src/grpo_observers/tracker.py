@@ -135,8 +135,8 @@ class Tracker:
     @hookimpl
     def grpo_evaluated(self, event: Evaluated) -> None:
         self._metrics(event.step, event.metrics)
-        scored = getattr(event, "scored", None)
-        self._samples(f"samples/eval/{event.label}", event.step, event.rollouts_B, scored, None)
+        name = f"samples/eval/{event.label}"
+        self._samples(name, event.step, event.rollouts_B, event.scored, None)
 
     @hookimpl
     def grpo_rollouts_scored(self, event: RolloutsScored) -> None:
