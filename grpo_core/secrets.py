@@ -9,7 +9,7 @@ from typing import Any
 SECRET_NAME = re.compile(r"token$|secret|passw|api_?key|credential|authorization", re.IGNORECASE)
 SECRET_VALUE = re.compile(
     r"\bhf_\w{8,}|\bsk-[\w-]{8,}|\bgh[opsu]_\w{20,}|\bgithub_pat_\w{20,}|\bAKIA[0-9A-Z]{16}\b"
-    r"|(?<=Bearer )[\w.~+/-]{8,}|(?<=://)[^/\s@]+@"
+    r"|(?<=token=)[^&\s]+|(?<=api_key=)[^&\s]+|(?<=Bearer )[\w.~+/-]{8,}|(?<=://)[^/\s@]+@"
 )
 HIDDEN = "(hidden)"
 

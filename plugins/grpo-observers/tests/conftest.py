@@ -44,5 +44,13 @@ def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
+def nothing_lost(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No observer has had anything to complain of."""
+    yield
+    said = caplog.get_records("call")
+    assert [r.getMessage() for r in said if r.name.startswith("grpo_observers")] == []
+
+
+@pytest.fixture
 def make_story(tmp_path: Path) -> Callable[..., object]:
     return lambda name="run": STORY.Story(tmp_path / name)

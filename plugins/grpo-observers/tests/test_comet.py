@@ -30,6 +30,7 @@ def rewards(archive: zipfile.ZipFile) -> list[tuple[int, float]]:
     return [(m["step"], m["metricValue"]) for m in found if m["metricName"] == "reward/mean"]
 
 
+@pytest.mark.usefixtures("nothing_lost")
 def test_what_is_sent_is_read_back(make_story: Any, capsys: Any) -> None:
     story = make_story()
     story.play(Comet(CometConfig(mode="offline", tags=("a",), every=2)))

@@ -19,6 +19,7 @@ def logs(project: str, run: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.usefixtures("nothing_lost")
 def test_what_is_sent_is_read_back(make_story: Any) -> None:
     story = make_story()
     story.play(Trackio(TrackioConfig(mode="offline", project="read-back", every=2)))

@@ -70,6 +70,7 @@ def folders(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "wandb").glob("offline-run-*"))
 
 
+@pytest.mark.usefixtures("nothing_lost")
 def test_what_is_sent_is_read_back(make_story: Any, capsys: Any) -> None:
     story = make_story()
     observer = Wandb(WandbConfig(mode="offline", tags=("a",), every=2))

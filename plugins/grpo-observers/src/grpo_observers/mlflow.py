@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from grpo_core.secrets import without_secrets
 from grpo_observers.config import MLflowConfig
 from grpo_observers.tracker import Opened, Tracker
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 NOT_IN_NAMES = re.compile(r"[^\w\-. /:]")
 """MLflow refuses a whole batch for one other character in the name of a metric or parameter."""
+NOT_IN_PATHS = re.compile(r"[^\w\-. /]")
 LONGEST_PARAMETER = 6000
 PARAMETERS_PER_CALL = 100
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
@@ -63,8 +65,10 @@ class MLflowBackend:
         if opening.offline or not uri:
             uri = local
         self._client = MlflowClient(tracking_uri=uri)
+        # It may hold a password, and the state goes into every checkpoint.
+        place = without_secrets(uri)
         before = opening.resumed
-        if before is not None and before["uri"] == uri:
+        if before is not None and before["uri"] == place:
             self._run_id = before["id"]
             self._client.update_run(self._run_id, status="RUNNING")
         else:
@@ -77,7 +81,7 @@ class MLflowBackend:
         where = f"{uri}, run {self._run_id}"
         if uri == local:
             where = f"on this machine; to look: mlflow ui --backend-store-uri {uri}"
-        return Opened(where=where, state={"id": self._run_id, "uri": uri})
+        return Opened(where=where, state={"id": self._run_id, "uri": place})
 
     def _new_run(self, opening: Opening, *, local: bool) -> str:
         options = self._options
@@ -101,7 +105,9 @@ class MLflowBackend:
 
     def table(self, step: int, table: Table) -> None:
         columns = {name: [row[i] for row in table.rows] for i, name in enumerate(table.columns)}
-        self._client.log_table(self._run_id, columns, f"{table.name}/step-{step:06d}.json")
+        # A colon would make an address of an artifact's path.
+        folder = NOT_IN_PATHS.sub("_", table.name)
+        self._client.log_table(self._run_id, columns, f"{folder}/step-{step:06d}.json")
 
     def close(self, end: RunEnd) -> None:
         self._client.set_tag(self._run_id, "steps_done", end.steps_done)

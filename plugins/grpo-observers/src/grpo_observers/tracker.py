@@ -129,7 +129,7 @@ class Tracker:
         opened = self._open(opening)
         if opened is not None:
             self._state = opened.state
-            print(f"{self.extra}: {opened.where}", flush=True)
+            print(f"{self.extra}: {without_secrets(opened.where)}", flush=True)
         self._notices(event.first_step, event.notices)
 
     @hookimpl

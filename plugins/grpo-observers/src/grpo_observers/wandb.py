@@ -42,11 +42,11 @@ class WandbBackend:
         import wandb
 
         options = self._options
-        if opening.offline:
-            # A run that could not be opened a moment ago still holds its id.
+        if opening.offline and options.mode == "online":
+            # The attempt that failed a moment ago still holds the run's id.
             wandb.teardown()
         # Never ask on a terminal: nobody may sit there.
-        elif not wandb.login(host=options.base_url, prompt=False):
+        if not opening.offline and not wandb.login(host=options.base_url, prompt=False):
             raise RuntimeError("there is no API key (`wandb login`, or WANDB_API_KEY)")
         run_id = opening.resumed["id"] if opening.resumed else uuid.uuid4().hex[:12]
         settings: dict[str, Any] = {
