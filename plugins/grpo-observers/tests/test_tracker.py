@@ -110,12 +110,16 @@ def test_an_unreachable_service_means_offline(make_story: Any, caplog: Any) -> N
 def test_a_service_that_never_answers_costs_its_timeout_and_no_more(
     make_story: Any, caplog: Any
 ) -> None:
-    def hang(call: str, detail: Any) -> None:
-        if (call == "open" and not detail.offline) or call == "close":
-            time.sleep(30)
+    def hang_at(hanging: str) -> Any:
+        def hang(call: str, detail: Any) -> None:
+            if call == hanging and not getattr(detail, "offline", False):
+                time.sleep(30)
+
+        return hang
 
     started = time.monotonic()
-    make_story().play(InMemory(hang))
+    make_story().play(InMemory(hang_at("open")))
+    make_story().play(InMemory(hang_at("close")))
     assert time.monotonic() - started < 5
     assert "no answer within 0.5 s" in caplog.text
     assert "did not take everything within 0.5 s" in caplog.text

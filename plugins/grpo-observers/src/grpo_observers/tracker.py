@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LONGEST_LOCAL = 60.0
-"""Seconds that a local record may take to be opened: MLflow makes its database in 4 to 9."""
+"""Seconds that a local record may take to be opened or closed: MLflow makes its database in 4 to
+20 on two busy cores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +76,8 @@ class Backend(Protocol):
 class Tracker:
     """Sends config, metrics, notices and samples to a service, from a thread of its own.
 
-    The run waits for the service at its start and its end only, ``timeout`` seconds at most each.
+    The run waits for the service at its start and its end only, ``timeout`` seconds at most each
+    (for a record on this machine a minute).
     A service that cannot be reached makes the run record offline; whatever else fails is counted
     and told. Neither stops the training.
     """
@@ -89,6 +91,7 @@ class Tracker:
         """Raises ``ConfigError`` when the library is not installed and the mode needs it."""
         self._config = config
         self._label = f"observer {self.extra!r}"
+        self._patience = config.timeout
         self._worker: Worker | None = None
         self._backend: Backend | None = None
         self._state: Mapping[str, Any] | None = None
@@ -151,17 +154,17 @@ class Tracker:
 
     @hookimpl
     def grpo_run_end(self, event: RunEnd) -> None:
-        worker, backend = self._worker, self._backend
+        worker, backend, patience = self._worker, self._backend, self._patience
         self._worker = self._backend = None
         if worker is None or backend is None:
             return
         worker.send(lambda: backend.close(event))
-        if not worker.stop(self._config.timeout):
+        if not worker.stop(patience):
             logger.warning(
                 "%s: the service did not take everything within %g s; %d records were still "
                 "waiting. Every metric is in the run folder too",
                 self._label,
-                self._config.timeout,
+                patience,
                 worker.waiting,
             )
         if worker.failed:
@@ -175,15 +178,18 @@ class Tracker:
 
     def _open(self, opening: Opening) -> Opened | None:
         worker, backend = Worker(self._label), self.backend()
+        if opening.offline:
+            # Nobody else is waited for; a busy disk must not cost the record.
+            self._patience = max(self._config.timeout, LONGEST_LOCAL)
         try:
             answer = worker.ask(lambda: backend.open(opening))
-            opened: Opened = answer.result(self._patience(opening))
+            opened: Opened = answer.result(self._patience)
         except GRPOError:
             raise
         except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, TimeoutError) and not str(error):
-                reason = f"no answer within {self._patience(opening):g} s"
+                reason = f"no answer within {self._patience:g} s"
             # A thread that hangs in a library is left behind; what it may still do is not used.
             worker.stop(0)
             if opening.offline:
@@ -193,10 +199,6 @@ class Tracker:
             return self._open(_offline(opening))
         self._worker, self._backend = worker, backend
         return opened
-
-    def _patience(self, opening: Opening) -> float:
-        # Nobody else is waited for offline; a busy disk must not cost the record.
-        return max(self._config.timeout, LONGEST_LOCAL) if opening.offline else self._config.timeout
 
     def _metrics(self, step: int, metrics: Metrics) -> None:
         worker, backend = self._worker, self._backend
