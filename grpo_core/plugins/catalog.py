@@ -21,7 +21,14 @@ FIRST_PARTY: dict[str, dict[Role, tuple[str, ...]]] = {
     },
     "grpo-observers": {"observer": ("comet", "mlflow", "trackio", "wandb")},
     "grpo-references": {"reference": ("adapter-off", "ema", "frozen", "none", "periodic")},
-    "grpo-rewards": {"reward": ("exact-answer", "think-format")},
+    "grpo-reward-model": {"reward": ("reward-model", "reward-model-server")},
+    "grpo-rewards": {
+        "reward": (
+            *("cosine-length", "exact-answer", "json-schema", "length", "llm-judge"),
+            *("math-accuracy", "number-answer", "reasoning-accuracy", "reasoning-steps", "regex"),
+            *("repetition-penalty", "soft-overlong", "tag-count", "think-format"),
+        )
+    },
     "grpo-savers": {"saver": ("rollouts", "safetensors")},
 }
 

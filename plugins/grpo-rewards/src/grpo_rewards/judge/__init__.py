@@ -1,0 +1,1 @@
+"""A language model behind a chat endpoint as judge."""
