@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from grpo_core.types import RewardOutcome, Value
 from grpo_rewards.config import (
@@ -52,7 +52,6 @@ class CosineLength(PerRollout):
 
     Config = CosineLengthConfig
     name = "cosine-length"
-    isolation: Literal["process"] = "process"
 
     def __init__(
         self,
@@ -92,7 +91,6 @@ class Length:
 
     Config = LengthConfig
     name = "length"
-    isolation: Literal["process"] = "process"
 
     def __init__(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -92,8 +93,15 @@ class NumberAnswerConfig(AnswerColumn):
     abs_tol: float = Field(default=0.0, ge=0, description="Absolute distance that is right.")
 
 
+OWN_PROCESS: Mapping[str, Any] = {"isolation": "process", "timeout": 60.0}
+"""For what may hang in code that nothing else can interrupt. A group takes well under a second."""
+
+
 class MathAnswerConfig(AnswerColumn):
     """What math-verify accepts as an answer."""
+
+    execution_defaults: ClassVar[Mapping[str, Any]] = OWN_PROCESS
+    """Of the block's ``execution``, where the config does not set it."""
 
     plain: bool = Field(
         default=False,
@@ -120,6 +128,11 @@ class CheckedAnswerConfig(AnswerColumn):
         default="math",
         description="As math-accuracy, number-answer or exact-answer with their own defaults.",
     )
+
+    @property
+    def execution_defaults(self) -> Mapping[str, Any]:
+        """Of the block's ``execution``, where the config does not set it."""
+        return OWN_PROCESS if self.check == "math" else {}
 
 
 class CosineLengthConfig(CheckedAnswerConfig):

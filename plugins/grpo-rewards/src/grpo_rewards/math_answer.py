@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from grpo_core.errors import ConfigError
 from grpo_core.types import Abstained, RewardOutcome, Value
@@ -24,8 +24,8 @@ class MathAccuracy(PerRollout):
     nothing about a completion: the reward abstains.
 
     A model can write formulas that sympy works on for hours (``9^{9^{9^9}}``). math-verify's own
-    timeout needs the main thread and cannot interrupt C code, so it is switched off; run this
-    reward in a process that is killed after a timeout, ``isolation: process``.
+    timeout needs the main thread and cannot interrupt C code, so it is switched off; this reward
+    belongs in a process that is killed after a timeout (``execution: {isolation: process}``).
 
     Raises:
         ConfigError: math-verify is not installed.
@@ -34,7 +34,6 @@ class MathAccuracy(PerRollout):
 
     Config: type[MathAnswerConfig] = MathAnswerConfig
     name = "math-accuracy"
-    isolation: Literal["process"] = "process"
 
     def __init__(
         self, config: MathAnswerConfig | None = None, context: BuildContext | None = None

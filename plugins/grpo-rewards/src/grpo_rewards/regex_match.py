@@ -18,8 +18,8 @@ class RegexMatch(PerRollout):
     """1.0 if the pattern is found in the completion (or matches all of it), else 0.0.
 
     The time that a search takes depends on the pattern: ``(a+)+b`` needs longer than any run on a
-    line of ``a``. With a pattern that repeats what repeats, set ``isolation: process`` and a
-    timeout.
+    line of ``a``. With a pattern that repeats what repeats, set
+    ``execution: {isolation: process, timeout: 10}``.
     """
 
     Config = RegexConfig
