@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from grpo_core.errors import ConfigError
 from grpo_core.settings import Settings
@@ -53,6 +53,9 @@ KeyVariable = Annotated[str, AfterValidator(_variable)]
 
 class EndpointSettings(Settings):
     """Options of every component that asks a server."""
+
+    # Errors of pydantic quote what was given, and that may be a key in the wrong place.
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     url: Url = Field(description="Address of the server: http://localhost:8000.")
     api_key_env: KeyVariable | None = Field(

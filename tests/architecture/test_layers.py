@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "batching": GROUND | {"aggregation"},
     "metrics": GROUND,
     "estimators": set(),
+    "endpoint": GROUND,
     "numerics": set(),
     "yaml12": set(),
     "rewards": GROUND | {"attribution", "protocols"},

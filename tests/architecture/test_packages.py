@@ -7,6 +7,7 @@ import ast
 import pytest
 
 PUBLIC = {
+    "endpoint",
     "errors",
     "hookspecs",
     "lazy",
@@ -86,6 +87,7 @@ def test_every_plugin_is_looked_at(project) -> None:
         "grpo_losses",
         "grpo_observers",
         "grpo_references",
+        "grpo_reward_model",
         "grpo_rewards",
         "grpo_savers",
     }

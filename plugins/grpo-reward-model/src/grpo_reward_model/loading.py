@@ -48,9 +48,8 @@ def load_model(config: RewardModelConfig) -> PreTrainedModel:
             f"reward model {config.path!r} has no weights for {', '.join(missing[:3])}: this is "
             "no trained sequence classification model, and its scores would be random"
         )
-    model.to(device)
-    model.eval()
-    return model
+    loaded[0].to(device)
+    return model.eval()
 
 
 def device_of(name: str) -> torch.device:

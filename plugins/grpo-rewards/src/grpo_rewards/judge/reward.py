@@ -155,8 +155,10 @@ class LLMJudge:
             return Abstained(reason="nothing to compare with: the group has one completion")
         row: _Row = []
         for other in others:
-            if other is None:  # one that never came to an answer has lost
-                row.append(1.0)
+            # Known without asking, each as heavy as two questions: the other never came to an
+            # answer and has lost, or says the same.
+            if other is None or other == answer:
+                row += [1.0 if other is None else 0.5] * 2
                 continue
             for first, second, read in ((answer, other, pairwise_of), (other, answer, _flipped)):
                 question = pairwise_question(task, first, second, self._instructions)
