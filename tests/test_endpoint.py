@@ -18,6 +18,7 @@ from grpo_core.errors import ConfigError
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # of connections that come at the same time
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

@@ -118,6 +118,7 @@ class Server(ThreadingHTTPServer):
     """The three protocols around the real model, as vLLM and TEI speak them."""
 
     daemon_threads = True
+    request_queue_size = 128  # of connections that come at the same time
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

@@ -37,6 +37,7 @@ class Judge(ThreadingHTTPServer):
     """Counts the word "good": each is worth a point, meets a criterion, wins a comparison."""
 
     daemon_threads = True
+    request_queue_size = 128  # of connections that come at the same time
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -227,6 +228,9 @@ MALFORMED = [
     '{"score": null}',
     '{"points": 10}',
     '{"score": 1, "met": [true]}',
+    'it says: x</think>{"score": 10}',
+    '<think>hm</think>it says: x</think>{"score": 10}',
+    '<think>{"score": 10}',
     "[10]",
     "",
     "[" * 50_000,

@@ -41,15 +41,14 @@ def load_model(config: RewardModelConfig) -> PreTrainedModel:
             )
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             raise ConfigError(f"reward model {config.path!r} cannot be loaded: {error}") from error
-    model: PreTrainedModel = loaded[0]
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise ConfigError(
             f"reward model {config.path!r} has no weights for {', '.join(missing[:3])}: this is "
             "no trained sequence classification model, and its scores would be random"
         )
-    loaded[0].to(device)
-    return model.eval()
+    model: PreTrainedModel = loaded[0].to(device).eval()
+    return model
 
 
 def device_of(name: str) -> torch.device:

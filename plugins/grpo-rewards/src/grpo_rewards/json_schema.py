@@ -48,6 +48,10 @@ class JsonSchema(PerRollout):
                 schema = _read(config.schema_path)
             self._validator = _validator(schema, ConfigError, f"reward {self.name!r}")
 
+    def __reduce__(self) -> tuple[type[JsonSchema], tuple[JsonSchemaConfig]]:
+        # jsonschema's validators cannot be pickled: a worker process makes its own.
+        return type(self), (self._config,)
+
     def outcome(self, rollout: Rollout) -> RewardOutcome:
         validator = self._validator or self._validator_of(rollout)
         if validator is None:

@@ -63,12 +63,16 @@ def pairwise_of(reply: str) -> float:
 
 
 def _field(reply: str, key: str) -> Any:
-    """A field of the reply, which is one JSON object, perhaps behind reasoning or in a fence.
+    """A field of the reply, which is one JSON object, perhaps behind ``<think>...</think>`` or in
+    a fence.
 
     An object somewhere in the text does not do: a judge that quotes the answer quotes the verdict
     that a dishonest answer holds.
     """
-    text = reply.rpartition("</think>")[2].strip()
+    text = reply.strip()
+    if text.startswith("<think>"):
+        # The first end: what stands behind it must be the verdict alone, quotations included.
+        text = text.partition("</think>")[2].strip()
     fenced = FENCE.fullmatch(text)
     try:
         verdict = json.loads(fenced[1] if fenced else text, parse_constant=_refuse)
