@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from random import Random
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -23,6 +24,11 @@ from grpo_core.settings import Settings
 if TYPE_CHECKING:
     import httpx2
 
+MAY_PASS = (408, 409, 429)
+"""Statuses after which the same request may succeed; all of 5xx too."""
+JITTER = Random()
+"""Of its own: the global generator is the run's, and what it draws next must not depend on a
+server."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -63,6 +69,14 @@ class EndpointSettings(Settings):
     )
     request_timeout: float = Field(default=120.0, gt=0, description="Seconds for one request.")
     max_requests: int = Field(default=16, ge=1, description="Requests at the same time.")
+    request_retries: int = Field(
+        default=2,
+        ge=0,
+        le=20,
+        description="Further attempts at one request after status 408, 409, 429 or 5xx, or without "
+        "a connection, with pauses of 0.5 s, doubled up to 8 s, or what the server asks for up to "
+        "60 s (all as in openai-python). A timeout is not tried again.",
+    )
 
 
 class EndpointError(RuntimeError):
@@ -108,6 +122,8 @@ class Endpoint:
         async with self._http.AsyncClient(
             headers=self._headers,
             timeout=self._settings.request_timeout,
+            # Bounded by the semaphore; waiting for a connection would count as the server's time.
+            limits=self._http.Limits(max_connections=None),
             follow_redirects=False,
             # A proxy from the environment cannot reach this machine's own servers.
             trust_env=urlsplit(self._settings.url).hostname not in LOOPBACK,
@@ -121,24 +137,53 @@ class Endpoint:
             TimeoutError: no whole answer within ``request_timeout``, counted from sending.
             EndpointError: anything else that is not an answer; holds address and status.
         """
+        for attempt in range(self._settings.request_retries + 1):
+            last = attempt == self._settings.request_retries
+            try:
+                response = await self._once(client, path, body)
+            except EndpointError:
+                if last:
+                    raise
+                await asyncio.sleep(_pause(attempt, None))
+                continue
+            if response.status_code == 200:
+                break
+            if last or not (response.status_code in MAY_PASS or response.status_code >= 500):
+                raise EndpointError(
+                    f"{self._settings.url}{path}: status {response.status_code}: "
+                    f"{response.text[:300]}"
+                )
+            await asyncio.sleep(_pause(attempt, response.headers.get("retry-after")))
+        try:
+            return response.json()
+        except ValueError as error:
+            raise EndpointError(
+                f"{self._settings.url}{path}: not JSON: {response.text[:300]!r}"
+            ) from error
+
+    async def _once(
+        self, client: httpx2.AsyncClient, path: str, body: Mapping[str, Any]
+    ) -> httpx2.Response:
         address = f"{self._settings.url}{path}"
         async with self._limit():
             try:
                 # The client's own timeout starts anew with every byte that a slow server sends.
                 async with asyncio.timeout(self._settings.request_timeout):
-                    response = await client.post(address, json=body)
+                    return await client.post(address, json=body)
             except (TimeoutError, self._http.TimeoutException) as error:
                 seconds = self._settings.request_timeout
                 raise TimeoutError(f"{address}: no answer within {seconds:g} s") from error
             except self._http.TransportError as error:
                 raise EndpointError(f"{address}: {type(error).__name__}: {error}") from error
-        if response.status_code != 200:
-            raise EndpointError(f"{address}: status {response.status_code}: {response.text[:300]}")
-        try:
-            return response.json()
-        except ValueError as error:
-            raise EndpointError(f"{address}: not JSON: {response.text[:300]!r}") from error
 
     def _limit(self) -> asyncio.Semaphore:
         loop = asyncio.get_running_loop()
         return self._limits.setdefault(loop, asyncio.Semaphore(self._settings.max_requests))
+
+
+def _pause(attempt: int, asked: str | None) -> float:
+    """Seconds before the next attempt; ``asked`` is a Retry-After header."""
+    if asked is not None and asked.isdecimal() and 0 < int(asked) <= 60:
+        return float(asked)
+    # Apart from each other: requests that were refused together would come back together.
+    return float(min(0.5 * 2**attempt, 8.0)) * (1 - 0.25 * JITTER.random())

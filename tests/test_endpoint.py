@@ -24,6 +24,9 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.seen: list[tuple[str, str | None]] = []
         self.redirect: str | None = None
+        self.statuses: list[int] = []
+        """Of the next answers, before those that succeed."""
+        self.retry_after: str | None = None
 
     @property
     def url(self) -> str:
@@ -36,7 +39,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.seen.append((self.path, self.headers.get("Authorization")))
-        self.send_response(307 if self.server.redirect else 200)
+        statuses = self.server.statuses
+        status = 307 if self.server.redirect else statuses.pop(0) if statuses else 200
+        self.send_response(status)
+        if self.server.retry_after is not None:
+            self.send_header("Retry-After", self.server.retry_after)
         if self.server.redirect:
             self.send_header("Location", self.server.redirect)
         self.send_header("Content-Length", str(len(body)))
@@ -56,7 +63,7 @@ def serving() -> Iterator[Server]:
     server.server_close()
 
 
-def post(server: Server, body: Any, **options: Any) -> Any:
+def post(server: Any, body: Any, **options: Any) -> Any:
     endpoint = Endpoint(EndpointSettings(url=server.url + "/", **options), who="reward 'x'")
 
     async def ask() -> Any:
@@ -108,3 +115,39 @@ def test_settings_that_cannot_be(options: dict[str, Any]) -> None:
         EndpointSettings(**options)
     assert json.dumps(options.get("api_key_env", "?")) not in str(caught.value)
     assert options.get("api_key_env", "?!") not in str(caught.value)
+
+
+def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    sleep = asyncio.sleep
+
+    async def short(seconds: float) -> None:
+        waited.append(seconds)
+        await sleep(0)
+
+    # The pauses are looked at, not waited for.
+    monkeypatch.setattr("grpo_core.endpoint.asyncio.sleep", short)
+    with serving() as server:
+        server.statuses = [429, 503]
+        assert post(server, 1) == 1
+        assert len(server.seen) == 3
+        assert 0.375 <= waited[0] <= 0.5
+        assert 0.75 <= waited[1] <= 1.0
+        server.statuses, server.retry_after = [429, 429, 429], "7"
+        with pytest.raises(EndpointError, match="status 429"):
+            post(server, 1)
+        assert waited[2:] == [7.0, 7.0]
+        server.statuses, server.retry_after = [400], None
+        with pytest.raises(EndpointError, match="status 400"):
+            post(server, 1)
+        server.statuses = [500]
+        with pytest.raises(EndpointError, match="status 500"):
+            post(server, 1, request_retries=0)
+        assert len(waited) == 4
+
+    class Absent:
+        url = "http://127.0.0.1:9"
+
+    with pytest.raises(EndpointError, match="ConnectError"):
+        post(Absent(), 1)
+    assert len(waited) == 6

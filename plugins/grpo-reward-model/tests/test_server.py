@@ -30,7 +30,9 @@ def score(ask: Callable[..., Any]) -> Score:
     def score(server: Any, protocol: str, *pairs: Any, **options: Any) -> list[Any]:
         if protocol != "tei-predict":
             options = {"model": "reward", **options}
-        config = RewardModelServerConfig(url=server.url, protocol=protocol, **options)
+        config = RewardModelServerConfig(
+            url=server.url, protocol=protocol, request_retries=0, **options
+        )
         provider = RewardModelServer(config)
         assert isinstance(provider, RewardProvider)
         return list(asyncio.run(provider.score(ask(*pairs))))

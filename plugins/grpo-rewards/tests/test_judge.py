@@ -111,7 +111,7 @@ def judge() -> Iterator[Judge]:
 
 
 def provider_of(judge: Judge, **options: Any) -> LLMJudge:
-    return LLMJudge(LLMJudgeConfig(url=judge.url, model="j", **options))
+    return LLMJudge(LLMJudgeConfig(url=judge.url, model="j", request_retries=0, **options))
 
 
 def outcomes(provider: LLMJudge, *rollouts: Any) -> list[Any]:
@@ -382,7 +382,7 @@ def test_a_question_is_asked_once(judge: Judge, rollout: Make, tmp_path: Path) -
         found = outcomes(provider_of(judge, **disk, **other), rollout("good"))
         assert isinstance(found[0], Failed)
         assert len(judge.bodies) == 4 + i, other
-    config = LLMJudgeConfig(url=judge.url, model="another", **disk)
+    config = LLMJudgeConfig(url=judge.url, model="another", request_retries=0, **disk)
     assert isinstance(outcomes(LLMJudge(config), rollout("good"))[0], Failed)
 
 

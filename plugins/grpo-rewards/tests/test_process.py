@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -70,3 +72,25 @@ def test_a_copy_says_the_same_and_no_row_depends_on_another_groups(
     assert list(copy.score(everything)) == whole
     parts = [provider.score(ScoreRequest(step=0, rollouts_B=tuple(group))) for group in groups]
     assert [outcome for part in parts for outcome in part] == whole
+
+
+COPY = """
+import pickle, sys
+from grpo_core.types import Prompt, Rollout, ScoreRequest, Span
+provider = pickle.load(sys.stdin.buffer)
+prompt = Prompt(id="0", content="", columns={"answer": "4"})
+span = Span(token_ids=(1,), logprobs=(0.0,), policy_version=0)
+rollout = Rollout(prompt=prompt, prompt_ids=(1,), group=0, sample=0, spans=(span,),
+                  text=r"</think>\\boxed{4}", finish_reason="stop")
+print(provider.score(ScoreRequest(step=0, rollouts_B=(rollout,))))
+"""
+
+
+@pytest.mark.parametrize("provider", [MathAccuracy(), ReasoningAccuracy()])
+def test_a_worker_process_is_not_told_to_care_for_timeouts(provider: Any) -> None:
+    """math-verify warns in every process of which nobody says that it will be killed."""
+    done = subprocess.run(
+        [sys.executable, "-c", COPY], input=pickle.dumps(provider), capture_output=True, check=True
+    )
+    assert done.stdout == b"[Value(value=1.0)]\n"
+    assert done.stderr == b""

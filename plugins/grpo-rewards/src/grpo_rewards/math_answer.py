@@ -38,11 +38,15 @@ class MathAccuracy(PerRollout):
     def __init__(
         self, config: MathAnswerConfig | None = None, context: BuildContext | None = None
     ) -> None:
-        config = config or self.Config()
+        self._config = config = config or self.Config()
         self._column = config.column
         self._verify, self._parse = _math_verify(self.name)
         self._extraction = _extraction(plain=False)
         self._plain = _extraction(plain=True) if config.plain else None
+
+    def __reduce__(self) -> tuple[type[MathAccuracy], tuple[MathAnswerConfig]]:
+        # Built anew, so that math-verify is set up in a worker process too.
+        return type(self), (self._config,)
 
     def outcome(self, rollout: Rollout) -> RewardOutcome:
         expected = column_of(rollout.prompt, self._column, self.name)
