@@ -22,6 +22,7 @@ FIRST_PARTY: dict[str, dict[Role, tuple[str, ...]]] = {
     "grpo-observers": {"observer": ("comet", "mlflow", "trackio", "wandb")},
     "grpo-references": {"reference": ("adapter-off", "ema", "frozen", "none", "periodic")},
     "grpo-rewards": {"reward": ("exact-answer", "think-format")},
+    "grpo-sandbox": {"reward": ("code",)},
     "grpo-savers": {"saver": ("rollouts", "safetensors")},
 }
 
