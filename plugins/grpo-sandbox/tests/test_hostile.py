@@ -26,7 +26,6 @@ DOORS = {
     "environment of the trainer": "open(f'/proc/{TRAINER}/environ').read()",
     "environment of pid 1": "open('/proc/1/environ').read()",
     "own memory by proc": "open('/proc/self/mem', 'rb').read(1)",
-    "home": "os.listdir(HOME)",
     "canary": "open(CANARY).read()",
     "canary through a link": "os.symlink(CANARY, '/tmp/l'); open('/tmp/l').read()",
     "canary upwards": "open('/tmp/' + '../' * 20 + CANARY).read()",
@@ -35,7 +34,7 @@ DOORS = {
     "write to the program": "open('/work/main.py', 'a')",
     "write through a link": "os.symlink('/usr', '/tmp/u'); open('/tmp/u/escaped', 'w')",
     "write to the interpreter": "open(os.__file__, 'a')",
-    "make the root writable": "libc(b'', b'/', b'', 4096 | 32, 0) if (libc := c.mount) else 0",
+    "make the root writable": "check(c.mount(b'none', b'/', None, 4096 | 32, 0))",
     "block device": "os.mknod('/tmp/d', 0o60666, os.makedev(254, 0))",
     "tcp": "socket.create_connection(('127.0.0.1', PORT), 1)",
     "udp": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))",
@@ -61,6 +60,7 @@ DOORS = {
     "message queue": "check(c.msgget(0, 0o1666))",
     "handle of a file": "check(c.syscall(304, -100, bytes(64), 0))",
     "unknown call": "check(c.syscall(500))",
+    "limits of pid 1": "check(c.prlimit(1, 0, bytes(16), None))",
     "x32 call": "check(c.syscall(0x40000000 | 41, 2, 1, 0))",
 }
 
@@ -70,7 +70,7 @@ c = ctypes.CDLL(None, use_errno=True)
 def check(result):
     if result == -1:
         raise OSError(ctypes.get_errno(), "refused")
-HOME, CANARY, TRAINER, PORT, ABSTRACT = {home!r}, {canary!r}, {trainer}, {port}, {abstract!r}
+CANARY, TRAINER, PORT, ABSTRACT = {canary!r}, {trainer}, {port}, {abstract!r}
 try:
     {door}
 except (OSError, AttributeError) as error:
@@ -95,12 +95,11 @@ def test_a_door_is_shut(run, door: str, listeners: tuple[int, str], tmp_path: Pa
     canary = tmp_path / "canary"
     canary.write_text("secret")
     canary.chmod(0o644)
+    if "c.syscall" in door and os.uname().machine != "x86_64":
+        pytest.skip("the numbers of these calls are those of x86_64")
     port, abstract = listeners
-    if "c.mount if" in door or "libc" in door:
-        door = "check(c.mount(b'none', b'/', None, 4096 | 32, 0))"
     code = PREFIX.format(
         door=door,
-        home=str(Path.home() if Path.home() != Path("/") else "/var"),
         canary=str(canary),
         trainer=os.getpid(),
         port=port,
@@ -121,7 +120,6 @@ def test_the_doors_are_open_outside(listeners: tuple[int, str], tmp_path: Path) 
     for name in names:
         code = PREFIX.format(
             door=DOORS[name],
-            home="/",
             canary=str(canary),
             trainer=os.getpid(),
             port=listeners[0],
@@ -141,7 +139,7 @@ def test_the_environment_is_clean(run, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_fork_bomb(run) -> None:
     code = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
     finished = run(code, wall_s=1.5, max_processes=16)
-    assert finished.reason in ("wall time", "cpu time")
+    assert finished.reason in ("wall time", "cpu time", "memory")
 
 
 def test_processes_are_counted_per_program(run) -> None:
@@ -229,14 +227,26 @@ def test_an_output_flood(run, stream: int) -> None:
          "    except OSError: pass\nwhile True: pass", "cpu time"),
         ("import os\nfor fd in range(64):\n    try: os.close(fd)\n    except OSError: pass\n"
          "while True: os.sched_yield()", "cpu time"),
-        ("import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", "signal"),
         ("import ctypes; ctypes.string_at(0)", "signal"),
         ("import os; os.kill(os.getpid(), 9)", "signal"),
     ],
-    ids=["spin", "sleep", "ignore-signals", "close-fds", "recursion", "segfault", "kill-self"],
+    ids=["spin", "sleep", "ignore-signals", "close-fds", "segfault", "kill-self"],
 )  # fmt: skip
 def test_an_end_that_is_the_programs_own_doing(run, code: str, reason: str) -> None:
-    assert run(code, wall_s=2.5).reason == reason
+    # Spinning is ended by its CPU time, however slowly that passes on a busy machine.
+    finished = run(code, wall_s=30 if reason == "cpu time" else 1.5)
+    assert finished.reason == reason
+
+
+def test_endless_recursion(run) -> None:
+    finished = run("import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", wall_s=10)
+    assert not finished.ok
+
+
+def test_of_home_only_the_way_to_the_interpreter_is_there(run, executor) -> None:
+    shown = {part for path in executor.readable for part in Path(path).parts}
+    listed = run(f"import os; print(*os.listdir({str(Path.home())!r}))")
+    assert set(listed.stdout.decode().split()) <= shown
 
 
 @pytest.mark.parametrize(
@@ -245,8 +255,9 @@ def test_an_end_that_is_the_programs_own_doing(run, code: str, reason: str) -> N
 )
 def test_killing_others(run, attack: str) -> None:
     """Nobody outside is hit, and the watcher still tells how the program ended."""
-    finished = run(f"import os, sys\n{attack}\nprint('alive')\nsys.exit(7)")
-    assert (finished.code, finished.stdout) == (7, b"alive\n") or finished.signal == 9
+    code = f"import os, sys\ntry: {attack}\nexcept OSError as e: print(e.errno)\nsys.exit(7)"
+    finished = run(code)
+    assert finished.code == 7 or (finished.signal == 9 and "killpg" in attack)
 
 
 def test_a_daemon_does_not_survive(run) -> None:
@@ -329,28 +340,34 @@ look = "import os; print(os.getuid(), os.path.exists('/etc/passwd'), os.getppid(
 print(run_python(look, executor=box).stdout)
 bomb = "import os\\nwhile True:\\n    try: os.fork()\\n    except OSError: pass"
 print(run_python(bomb, executor=box, limits=limits).reason)
-print(run_python("import os\\nos.kill(-1, 9)\\nprint('alive')", executor=box).stdout)
+kill = "import os\\ntry: os.kill(-1, 9)\\nexcept OSError: print('alive')"
+print(run_python(kill, executor=box).stdout)
 """
     # An interpreter that such a user may start: ours may lie in root's home.
     paths = ":".join(path for path in sys.path if path)
+    environment = {"PYTHONPATH": paths, "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
     for python in (sys.executable, "/usr/bin/python3"):
-        done = subprocess.run(
-            [python, "-c", code],
-            env={"PYTHONPATH": paths, "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
-            cwd="/",
-            user=65534,
-            group=65534,
-            extra_groups=[],
-            capture_output=True,
-            text=True,
-            check=False,
-        ) if os.access(python, os.X_OK) else None  # fmt: skip
-        if done and done.returncode == 0:
+        try:
+            done = subprocess.run(
+                [python, "-c", "import pydantic, yaml, pluggy, sys; exec(sys.argv[1])", code],
+                env=environment,
+                cwd="/",
+                user=65534,
+                group=65534,
+                extra_groups=[],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except OSError:
+            continue
+        if "ModuleNotFoundError" not in done.stderr:
             break
     else:
         pytest.skip("no interpreter here that an ordinary user may start with our packages")
+    assert done.returncode == 0, done.stderr
     first, look, bomb, kill = done.stdout.splitlines()
     assert first.endswith("as the user)")
     assert look == "b'1000 False 1\\n'"
-    assert bomb in ("wall time", "cpu time")
+    assert bomb in ("wall time", "cpu time", "memory")
     assert kill == "b'alive\\n'"

@@ -272,4 +272,10 @@ def _meant(tree: ast.Module, columns: Mapping[str, Any]) -> tuple[str, ...]:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             read |= {node.attr} if node.value.id == "solution" else set()
     entry = columns.get("entry_point")
-    return tuple(sorted(name for name in read if name not in vars(builtins) or name == entry))
+    return tuple(
+        sorted(
+            name
+            for name in read
+            if name == entry or (name not in vars(builtins) and not name.startswith("__"))
+        )
+    )

@@ -78,7 +78,7 @@ def same_value(
     """
     try:
         return _Comparison(tuples_are_lists, tolerance).same(expected, answer)
-    except (RecursionError, TypeError, ValueError, AttributeError, OverflowError):
+    except (LookupError, RecursionError, TypeError, ValueError, AttributeError, OverflowError):
         return False  # no tree of a value
 
 

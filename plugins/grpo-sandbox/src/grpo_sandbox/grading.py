@@ -103,7 +103,7 @@ class Grader:
         verdict, why = told[0]["verdict"], told[0]["why"]
         if verdict == "invalid":
             raise UnfitTestError(f"{why}; the test begins {case.code[:100]!r}")
-        if verdict != "passed" and asked.stderr:
+        if verdict != "passed" and not asked.ok:
             why = f"{why} ({asked.summary()})"
         return Verdict(passed=verdict == "passed", why=why)
 

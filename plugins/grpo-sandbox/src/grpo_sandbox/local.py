@@ -32,6 +32,8 @@ from grpo_sandbox.inside.launcher import main
 main()
 """
 """The launcher without the packages that this one needs: less to import, less to go wrong."""
+PATIENCE_S = 1.0
+"""For the one of two programs that the other no longer needs."""
 PACKAGE = str(Path(__file__).parent)
 GRACE_S = 60.0
 """Beyond the wall time: for building the box on a busy machine. Then the box itself is broken."""
@@ -72,12 +74,12 @@ class LocalExecutor:
         unsafe: bool = False,
         assume: isolation.Isolation | None = None,
     ) -> None:
+        self.isolation = assume or isolation.choose(unsafe=unsafe)
         self._python, prefixes = isolation.interpreter(python)
-        self._read_only = isolation.readable((*prefixes, *read_only))
+        self.readable = isolation.readable((*prefixes, *read_only))
         self._workers = concurrency or len(os.sched_getaffinity(0))
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
-        self.isolation = assume or isolation.choose(unsafe=unsafe)
 
     def describe(self) -> str:
         return self.isolation.describe()
@@ -139,7 +141,7 @@ class LocalExecutor:
 
             def follow() -> None:
                 try:
-                    found.append(first.wait(over))
+                    found.append(first.wait(over, dispensable=True))
                 except SandboxError as error:
                     found.append(error)
 
@@ -148,6 +150,8 @@ class LocalExecutor:
             try:
                 verdict = second.wait(cancelled)
             finally:
+                # Its stdin is closed now, so that it ends by itself unless it hangs.
+                follower.join(PATIENCE_S)
                 over.set()
                 follower.join()
         if isinstance(found[0], SandboxError):
@@ -191,7 +195,7 @@ class LocalExecutor:
                 "files": dict(program.files),
                 "work": work,
                 "home": home,
-                "read_only": self._read_only,
+                "read_only": self.readable,
                 "limits": limits.model_dump(),
                 "host_uid": isolation.NOBODY,
                 "host_gid": isolation.NOBODY,
@@ -243,24 +247,27 @@ class Box:
             finally:
                 os.close(told)
 
-    def wait(self, cancelled: threading.Event) -> Finished:
+    def wait(self, cancelled: threading.Event, *, dispensable: bool = False) -> Finished:
         """Read until the end.
+
+        Args:
+            dispensable: being cancelled is one way to end, and no error.
 
         Raises:
             SandboxError: the box could not be built, or was killed from outside.
         """
-        output, flooded = self._read(cancelled)
+        output, cut = self._read(cancelled)
         wall_s = time.monotonic() - self._started
         stdout, stderr = output.get("stdout", b""), output.get("stderr", b"")
-        if flooded:
+        if cut == "flooded":
             return self._finished("output", {}, stdout, stderr, wall_s)
+        if cut == "cancelled" and dispensable:
+            return self._finished("signal", {"signal": 9}, stdout, stderr, wall_s)
         try:
             told = json.loads(output["status"])
         except ValueError:
-            why = "was cancelled" if cancelled.is_set() else "ended without a word"
-            raise SandboxError(
-                f"the sandbox {why} after {wall_s:.1f} s (launcher: {self._process.wait()})"
-            ) from None
+            why = f"was {cut}" if cut else "ended without a word"
+            raise SandboxError(f"the sandbox {why} after {wall_s:.1f} s") from None
         if "setup_error" in told:
             raise SandboxError(f"the sandbox could not be built: {told['setup_error']}")
         return self._finished(self._reason(told), told, stdout, stderr, wall_s)
@@ -301,8 +308,8 @@ class Box:
             peak_mb=told.get("peak_mb", 0.0),
         )
 
-    def _read(self, cancelled: threading.Event) -> tuple[dict[str, bytes], bool]:
-        """Everything written, by stream; and whether one wrote too much, which ends it."""
+    def _read(self, cancelled: threading.Event) -> tuple[dict[str, bytes], str]:
+        """Everything written, by stream; and why no more was read, ``""`` for the end."""
         most = self._limits.output_kb << 10
         deadline = self._started + self._limits.wall_s + GRACE_S
         handles = {"status": self._status}
@@ -310,20 +317,23 @@ class Box:
             if stream is not None:
                 handles[name] = stream.fileno()
         output = {name: bytearray() for name in handles}
+        cut = ""
         with selectors.DefaultSelector() as selector:
             for name, handle in handles.items():
                 selector.register(handle, selectors.EVENT_READ, name)
-            while selector.get_map():
-                if cancelled.is_set() or time.monotonic() > deadline:
-                    break
+            while selector.get_map() and not cut:
+                if cancelled.is_set():
+                    cut = "cancelled"
+                elif time.monotonic() > deadline:
+                    cut = "stuck"
                 for key, _ in selector.select(0.1):
                     part = os.read(key.fd, 1 << 16)
                     if not part:
                         selector.unregister(key.fd)
                     output[key.data] += part
                     if len(output[key.data]) > most:
-                        return {name: bytes(text[:most]) for name, text in output.items()}, True
-        return {name: bytes(text) for name, text in output.items()}, False
+                        cut = "flooded"
+        return {name: bytes(text[:most]) for name, text in output.items()}, cut
 
 
 def _drain(handle: int, *, seconds: float) -> None:

@@ -54,6 +54,7 @@ NEW_NAMESPACES = 0x7E020000
 """``CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}``; time namespaces need ``clone3`` or ``unshare``."""
 
 _CLONE, _SOCKETPAIR = {"x86_64": 56, "aarch64": 220}, {"x86_64": 53, "aarch64": 199}
+_PRLIMIT = {"x86_64": 302, "aarch64": 261}
 _AF_UNIX = 1
 _X32 = 0x40000000
 
@@ -102,7 +103,14 @@ def program(machine: str) -> bytes:
         (_ANY_BIT, 0, 1, NEW_NAMESPACES),
         (_RETURN, 0, 0, _refuse(errno.EPERM)),
         (_RETURN, 0, 0, _ALLOW),
-        (_EQUAL, 0, 3, _SOCKETPAIR[machine]),
+        # Of itself only: as the same user it could give pid 1 no time to live, and a box that breaks
+        # is not counted against the program.
+        (_EQUAL, 0, 4, _PRLIMIT[machine]),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        (_EQUAL, 1, 0, 0),
+        (_RETURN, 0, 0, _refuse(errno.EPERM)),
+        (_RETURN, 0, 0, _ALLOW),
+        (_EQUAL, 0, 4, _SOCKETPAIR[machine]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         (_EQUAL, 1, 0, _AF_UNIX),
         (_RETURN, 0, 0, _refuse(errno.EPERM)),

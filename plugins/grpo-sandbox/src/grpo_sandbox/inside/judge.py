@@ -143,9 +143,16 @@ def run(channel: Channel, names: list[str], path: str) -> None:
     solution = ModuleType("solution")
     vars(solution).update(there)
     sys.modules["solution"] = solution
-    defined = runpy.run_path(path, init_globals=dict(there), run_name="tests")
+    try:
+        defined = runpy.run_path(path, init_globals=dict(there), run_name="__main__")
+    except SystemExit as end:  # of unittest.main()
+        if end.code:
+            raise
+        return
     for name, value in list(defined.items()):
         if name.startswith("test") and inspect.isfunction(value):
+            if inspect.signature(value).parameters:
+                raise UnfitTestError(f"{name} takes arguments (fixtures?), which nobody has here")
             value()
         elif isinstance(value, type) and issubclass(value, unittest.TestCase):
             unittest.defaultTestLoader.loadTestsFromTestCase(value).debug()
