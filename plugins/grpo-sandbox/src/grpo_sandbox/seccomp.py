@@ -103,14 +103,14 @@ def program(machine: str) -> bytes:
         (_ANY_BIT, 0, 1, NEW_NAMESPACES),
         (_RETURN, 0, 0, _refuse(errno.EPERM)),
         (_RETURN, 0, 0, _ALLOW),
-        # Of itself only: as the same user it could give pid 1 no time to live, and a box that breaks
-        # is not counted against the program.
+        # Of itself only: as the same user it could give pid 1 no time to live, and a box that
+        # breaks is not counted against the program.
         (_EQUAL, 0, 4, _PRLIMIT[machine]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         (_EQUAL, 1, 0, 0),
         (_RETURN, 0, 0, _refuse(errno.EPERM)),
         (_RETURN, 0, 0, _ALLOW),
-        (_EQUAL, 0, 4, _SOCKETPAIR[machine]),
+        (_EQUAL, 0, 3, _SOCKETPAIR[machine]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         (_EQUAL, 1, 0, _AF_UNIX),
         (_RETURN, 0, 0, _refuse(errno.EPERM)),
