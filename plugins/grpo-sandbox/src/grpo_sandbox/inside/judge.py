@@ -169,8 +169,10 @@ def main(folder: str) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
+    names = json.loads(sys.argv[1])
+    del sys.argv[1:]  # unittest.main() would read them
     try:
-        run(channel, json.loads(sys.argv[1]), os.path.join(folder, "tests.py"))
+        run(channel, names, os.path.join(folder, "tests.py"))
     except UnfitTestError as error:
         conclude("invalid", str(error), told)
     except BaseException as error:
