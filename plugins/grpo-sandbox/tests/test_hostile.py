@@ -41,6 +41,7 @@ DOORS = {
     "unix abstract": "socket.socket(socket.AF_UNIX).connect('\\0' + ABSTRACT)",
     "netlink": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
     "socketpair of inet": "socket.socketpair(socket.AF_INET)",
+    "write to stdin": "os.write(0, b'x')",
     "inherited descriptors": "[os.fstat(fd) for fd in range(3, 64)][0]",
     "kill the trainer": "os.kill(TRAINER, 9)",
     "become root": "os.setuid(0)",

@@ -108,9 +108,14 @@ class LocalExecutor:
         """The same for callers without an event loop."""
         with tempfile.TemporaryFile() as stdin:
             stdin.write(program.stdin)
-            stdin.seek(0)
-            with self._box(program, limits, stdin.fileno(), subprocess.PIPE) as box:
-                return box.wait(cancelled or threading.Event())
+            stdin.flush()
+            # Opened again to read only: the program could fill the host's disk through it.
+            reading = os.open(f"/proc/self/fd/{stdin.fileno()}", os.O_RDONLY)
+            try:
+                with self._box(program, limits, reading, subprocess.PIPE) as box:
+                    return box.wait(cancelled or threading.Event())
+            finally:
+                os.close(reading)
 
     async def run_pair(
         self, asked: Program, asking: Program, limits: Limits

@@ -45,11 +45,13 @@ class Code:
         """Raises ``IsolationError`` where programs cannot be isolated, see ``LocalExecutor``.
 
         Args:
-            executor: takes the place of the config's, which is built at the first score.
+            executor: takes the place of the config's, which is built at the start of a run.
         """
         self._config = config or CodeConfig()
         self._given = executor
         self._grader: Grader | None = None
+        if context is not None and context.run_dir is not None:
+            self._ready()  # a machine without isolation is told before anything is sampled
 
     def describe(self) -> str:
         """Where programs run, and what isolates them."""
@@ -106,7 +108,7 @@ class Code:
         return 1.0 if len(passed) == len(tests) else sum(passed) / sum(weights)
 
     def _ready(self) -> Grader:
-        # Not when built: a config is also checked where nothing is to be run.
+        # Not always when built: a config is also checked where nothing is to be run.
         if self._grader is None:
             config = self._config
             executor = self._given or make_executor(config)
