@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import venv
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -15,6 +17,7 @@ from grpo_sandbox.config import CodeConfig, LocalSettings
 from grpo_sandbox.local import LocalExecutor
 from grpo_sandbox.program import IsolationError, Limits, Program, SandboxError
 from grpo_sandbox.reward import Code
+from grpo_sandbox.running import run_command
 
 
 class TestPlugin(PluginSuite):
@@ -109,7 +112,6 @@ def test_a_box_that_is_killed_from_outside_is_no_verdict(executor) -> None:
     import signal
     import threading
     import time
-    from pathlib import Path
 
     def kill() -> None:
         for _ in range(400):
@@ -220,6 +222,28 @@ def test_folders_that_would_show_the_host_are_refused() -> None:
         LocalExecutor(read_only=("/",))
     with pytest.raises(ConfigError, match="not there"):
         LocalExecutor(read_only=("/nowhere",))
+
+
+def test_a_named_interpreter_brings_its_packages(executor, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
+    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (packages / "abacus.py").write_text("def add(a, b): return a + b")
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    (tables / "one.txt").write_text("1")
+    code = f"import abacus; print(abacus.add(1, int(open({str(tables / 'one.txt')!r}).read())))"
+    named = LocalExecutor(python=str(tmp_path / "venv/bin/python"), read_only=(str(tables),))
+    program = Program(files={"main.py": code})
+    assert named.run_blocking(program, Limits()).stdout == b"2\n"
+    assert not executor.run_blocking(program, Limits()).ok
+    shut = Program(files={"main.py": f"open({str(tables / 'two.txt')!r}, 'w')"})
+    assert b"Read-only file system" in named.run_blocking(shut, Limits()).stderr
+
+
+def test_commands_run_too(executor) -> None:
+    shell = run_command("/bin/sh", "-c", "cat; exit 3", stdin="x", executor=executor)
+    assert (shell.stdout, shell.code) == (b"x", 3)
+    assert run_command("/bin/cat", "/work/a", files={"a": "b"}, executor=executor).stdout == b"b"
 
 
 def test_misspelt_options_are_errors() -> None:

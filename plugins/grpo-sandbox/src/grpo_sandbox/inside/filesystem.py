@@ -21,6 +21,11 @@ def build_root(job: dict[str, Any]) -> None:
     mount("new", "new", "", linux.MS_BIND)
     linux.pivot(".", "old")
     os.chdir("/")
+    # First, as an interpreter may lie in /tmp, and is to be seen there.
+    os.mkdir("/new/tmp")
+    limits = job["limits"]
+    options = f"mode=1777,size={limits['disk_mb']}m,nr_inodes={limits['max_files']}"
+    mount("tmpfs", "/new/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
     for path in job["read_only"]:
         show(path)
     os.makedirs("/new/dev", exist_ok=True)
@@ -29,10 +34,6 @@ def build_root(job: dict[str, Any]) -> None:
         mount(f"/old/dev/{name}", f"/new/dev/{name}", "", linux.MS_BIND)
     os.symlink("/tmp", "/new/dev/shm")
     write_files("/new/work", job["files"])
-    os.makedirs("/new/tmp", exist_ok=True)
-    limits = job["limits"]
-    options = f"mode=1777,size={limits['disk_mb']}m,nr_inodes={limits['max_files']}"
-    mount("tmpfs", "/new/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
     linux.set_attributes("/new", linux.MS_RDONLY, recursive=False)
     linux.check(linux.LIBC.umount2(b"/old", linux.MNT_DETACH), "umount old root")
     os.chdir("/new")
@@ -59,7 +60,7 @@ def show(path: str) -> None:
 
 
 def write_files(folder: str, files: dict[str, str]) -> None:
-    os.makedirs(folder)
+    os.makedirs(folder, exist_ok=True)
     for name, text in files.items():
         path = os.path.join(folder, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
