@@ -29,6 +29,7 @@ FIRST_PARTY: dict[str, dict[Role, tuple[str, ...]]] = {
             *("repetition-penalty", "soft-overlong", "tag-count", "think-format"),
         )
     },
+    "grpo-sandbox": {"reward": ("code",)},
     "grpo-savers": {"saver": ("rollouts", "safetensors")},
 }
 

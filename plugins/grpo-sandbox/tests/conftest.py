@@ -1,0 +1,103 @@
+"""A real sandbox, or a named reason why there is none; a look at the host after each program."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from grpo_core.types import Prompt, Rollout, ScoreRequest, Span
+from grpo_sandbox import isolation
+from grpo_sandbox.local import LocalExecutor
+from grpo_sandbox.program import Finished, Limits, Program
+
+Run = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session")
+def executor() -> Iterator[LocalExecutor]:
+    why = isolation.probe()
+    if why is not None:
+        command = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--net"]
+        mounts = "mount -t tmpfs none /tmp"
+        permitted = subprocess.run([*command, "sh", "-c", mounts], capture_output=True, check=False)
+        # The kernel's word, not ours: a box of ours that does not hold is no reason to skip.
+        assert permitted.returncode != 0, f"namespaces are permitted here, but: {why}"
+        pytest.skip(f"this machine permits no namespaces: {permitted.stderr.decode()} {why}")
+    executor = LocalExecutor(concurrency=2)
+    yield executor
+    executor.close()
+
+
+@pytest.fixture
+def run(executor: LocalExecutor) -> Run:
+    """``run(code, cpu_s=1, ...)``: a Python program to its end."""
+
+    def start(code: str, *, stdin: bytes = b"", **limits: float) -> Finished:
+        chosen = Limits.model_validate({"cpu_s": 1, "wall_s": 5, "memory_mb": 128} | limits)
+        return executor.run_blocking(Program(files={"main.py": code}, stdin=stdin), chosen)
+
+    return start
+
+
+def marked(mark: str) -> list[str]:
+    """Command lines of all processes that have ``mark`` in them or in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if mark.encode() in line and int(folder.name) != os.getpid():
+            found.append(line.replace(b"\0", b" ").decode(errors="replace")[:200])
+    return found
+
+
+def host() -> dict[str, object]:
+    return {
+        "files in /tmp": {p for p in os.listdir("/tmp") if "escaped" in p or "grpo-unsafe" in p},
+        "open files": len(os.listdir("/proc/self/fd")),
+        "programs": marked("/work/main.py") + marked("grpo_sandbox.inside"),
+        "children": [
+            child
+            for task in Path("/proc/self/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ],
+    }
+
+
+@pytest.fixture
+def host_unchanged() -> Iterator[None]:
+    """No process, no file, no descriptor stays behind."""
+    before = host()
+    yield
+    deadline = time.monotonic() + 5
+    while (after := host()) != before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert after == before
+
+
+def request(columns: dict[str, object], *texts: str) -> ScoreRequest:
+    prompt = Prompt(id="train/17", content="Write a program.", columns=columns)
+    rollouts = [
+        Rollout(
+            prompt=prompt,
+            prompt_ids=(1,),
+            group=0,
+            sample=sample,
+            spans=(Span(token_ids=(2,), logprobs=(-0.5,), policy_version=0),),
+            text=text,
+            finish_reason="stop",
+        )
+        for sample, text in enumerate(texts)
+    ]
+    return ScoreRequest(step=0, rollouts_B=tuple(rollouts))
+
+
+@pytest.fixture
+def make_request() -> Callable[..., ScoreRequest]:
+    return request
