@@ -88,7 +88,7 @@ def test_all_packages_ask_for_the_same_python() -> None:
 
 def test_the_type_checker_sees_every_plugin() -> None:
     tools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]
-    assert set(tools["mypy"]["mypy_path"].split(":")) == {
+    assert set(tools["mypy"]["mypy_path"]) == {
         "$MYPY_CONFIG_FILE_DIR",
         *(f"$MYPY_CONFIG_FILE_DIR/plugins/{folder.name}/src" for folder in PLUGINS),
     }
