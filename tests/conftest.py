@@ -49,6 +49,50 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Mixtral of 4 experts and the bundled tokenizer."""
+    return save_mixture(
+        tmp_path_factory.mktemp("mixture"), "Mixtral", num_local_experts=4, num_experts_per_tok=2
+    )
+
+
+def save_mixture(folder: Path, name: str, **options: object) -> Path:
+    """A small random mixture of experts whose routers do prefer some of them."""
+    import transformers
+
+    from grpo_core.demo import checkpoint
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint("habit"))
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **options,
+    )
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("gate.weight"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_mixture() -> Callable[..., Path]:
+    """``save_mixture`` for tests that need another architecture."""
+    return save_mixture
+
+
+@pytest.fixture(scope="session")
 def exact_norms() -> Callable[[torch.nn.Module], torch.nn.Module]:
     """Replace a model's RMSNorms in place by ones that compute in the model's own dtype.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+import torch
 
 from grpo_core.policy.layouts import ModelInputs
 
@@ -28,6 +31,9 @@ class MicroBatch:
     old_logprobs_N: Tensor | None
     ref_logprobs_N: Tensor | None
     entropy_rank_N: Tensor | None
+    expert_shares_E: Tensor | None = None
+    """How the tokens of the optimizer step were spread over experts, see ``routing``; ``None``
+    where no term needs it, and where this microbatch is the whole step."""
 
     def weighted(self, out: LossOutput) -> Tensor:
         """This microbatch's part of the optimizer step's loss, a scalar."""
@@ -35,6 +41,44 @@ class MicroBatch:
         if out.token_mean_N is not None:
             total = total + (out.token_mean_N * self.mean_weights_N).sum()
         return total
+
+
+def make_microbatch(
+    minibatch: Minibatch,
+    inputs: ModelInputs,
+    tensor: Callable[[Sequence[float]], Tensor],
+    expert_shares_E: Tensor | None = None,
+) -> MicroBatch:
+    """What ``inputs`` are trained on, gathered from the batch.
+
+    Args:
+        inputs: some rollouts of the minibatch, on the policy's device.
+        tensor: makes a float64 tensor there.
+    """
+    batch = minibatch.batch
+    device = inputs.predict_index_N.device
+    rows = [minibatch.rows[i] for i in inputs.rows]
+    index_N = inputs.rollout_index_N
+    sampled = [x for i in rows for x in batch.rollouts[i].sampling_logprobs]
+    old = [batch.old_logprobs[i] for i in rows if batch.rollouts[i].action_count]
+    known = bool(old) and all(x is not None for x in old)
+    ref, ranks = batch.ref_logprobs, batch.entropy_ranks
+    here = list(inputs.rows)
+    weights_N = minibatch.weights_B[here].to(device)[index_N]
+    # A masked rollout that is here only so that this rank takes part: nobody may count it.
+    n = len(weights_N) if weights_N.any() else 0
+    return MicroBatch(
+        inputs=inputs,
+        minibatch=minibatch,
+        advantages_N=torch.cat([batch.advantages[i] for i in rows]).to(device)[:n],
+        weights_N=weights_N[:n],
+        mean_weights_N=minibatch.mean_weights_B[here].to(device)[index_N][:n],
+        sampling_logprobs_N=tensor(sampled)[:n],
+        old_logprobs_N=torch.cat(cast("list[Tensor]", old))[:n] if known else None,
+        ref_logprobs_N=None if ref is None else torch.cat([ref[i] for i in rows])[:n],
+        entropy_rank_N=None if ranks is None else torch.cat([ranks[i] for i in rows])[:n],
+        expert_shares_E=expert_shares_E,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from grpo_core.errors import ConfigError
 from grpo_core.policy.head import token_logprobs
 from grpo_core.policy.layouts import ModelInputs
 from grpo_core.policy.model import base_of, head_transform
+from grpo_core.policy.routing import experts_per_token, routed
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +26,18 @@ class PolicyModule(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, *, temperature: float = 1.0, entropy_gradient: bool = True
+        self,
+        model: nn.Module,
+        *,
+        temperature: float = 1.0,
+        entropy_gradient: bool = True,
+        routing: bool = False,
     ) -> None:
+        """``routing``: ``forward`` will be asked what the routers do.
+
+        Raises:
+            ConfigError: there are none, or their load-balancing loss or the head is not known.
+        """
         super().__init__()
         self._entropy_gradient = entropy_gradient
         self.model = model
@@ -38,33 +50,59 @@ class PolicyModule(nn.Module):
                 "computed instead of fused tiles, which needs more memory",
                 type(base_of(model)).__name__,
             )
+        if routing and not self.fused:
+            raise ConfigError(
+                f"the loss balances the load of experts (router_aux_coef), which needs the fused "
+                f"head, and that of {type(base_of(model)).__name__} is not known; set "
+                "loss.router_aux_coef to 0"
+            )
+        self._experts_per_token = experts_per_token(model) if routing else 0
 
-    def forward(self, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
-        """Log-probs of the action tokens and entropies at their positions, ``(N,)`` each, nats."""
-        rows_N = self.rows(inputs)
-        if not self.fused:
-            return self._of_logits(rows_N, inputs.target_N)
-        head = self._head()
-        return token_logprobs(
-            rows_N,
-            cast("Tensor", head.weight),
-            cast("Tensor | None", getattr(head, "bias", None)),
-            inputs.target_N,
-            self._transform,
-            entropy_gradient=self._entropy_gradient,
-        )
+    def forward(
+        self, inputs: ModelInputs, *, routing: Literal["no", "too", "only"] = "no"
+    ) -> tuple[Tensor, ...]:
+        """Log-probs of the action tokens and entropies at their positions, ``(N,)`` each, nats.
+
+        Args:
+            routing: what the routers do is returned too, or nothing else: the probabilities of
+                the experts and which were chosen, ``(N, E)`` each (see ``routing.routed``).
+        """
+        if routing == "no":
+            return self._of_rows(self.rows(inputs), inputs.target_N)
+        output = self._backbone({**inputs.forward_kwargs, "output_router_logits": True})
+        found = routed(output.router_logits, self._experts_per_token, inputs.predict_index_N)
+        if routing == "only":
+            return found
+        rows_N = self._at(inputs, output[0])
+        return (*self._of_rows(rows_N, inputs.target_N), *found)
 
     def rows(self, inputs: ModelInputs) -> Tensor:
         """What predicts each action token: ``(N, hidden size)`` hidden states, or ``(N,
         vocabulary)`` logits where the head is not fused."""
         if self.fused:
-            found = self._hidden(inputs.forward_kwargs)
+            found = self._backbone(inputs.forward_kwargs)[0]
         else:
             found = base_of(self.model)(**inputs.forward_kwargs).logits
+        return self._at(inputs, found)
+
+    def _at(self, inputs: ModelInputs, found: Tensor) -> Tensor:
         return found.flatten(0, 1).index_select(0, inputs.predict_index_N)
 
-    def _hidden(self, kwargs: dict[str, Any]) -> Tensor:
-        return cast("Tensor", base_of(self.model).base_model(**kwargs)[0])
+    def _of_rows(self, rows_N: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.fused:
+            return self._of_logits(rows_N, target_N)
+        head = self._head()
+        return token_logprobs(
+            rows_N,
+            cast("Tensor", head.weight),
+            cast("Tensor | None", getattr(head, "bias", None)),
+            target_N,
+            self._transform,
+            entropy_gradient=self._entropy_gradient,
+        )
+
+    def _backbone(self, kwargs: dict[str, Any]) -> Any:
+        return base_of(self.model).base_model(**kwargs)
 
     def _head(self) -> nn.Module:
         return cast("nn.Module", base_of(self.model).get_output_embeddings())
@@ -92,7 +130,7 @@ class PolicyModule(nn.Module):
         self.model.eval()
         try:
             expected = base(input_ids=ids, use_cache=False).logits
-            hidden = self._hidden({"input_ids": ids, "use_cache": False})
+            hidden = self._backbone({"input_ids": ids, "use_cache": False})[0]
         finally:
             self.model.train(training)
         found = replace(self._transform, temperature=1.0).apply_(head(hidden))

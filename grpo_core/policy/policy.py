@@ -17,7 +17,7 @@ from grpo_core.policy.fused import fuse_layers
 from grpo_core.policy.hardware import autocast_dtype, keep_threads, set_threads
 from grpo_core.policy.layouts import ModelInputs
 from grpo_core.policy.layouts.choose import choose_layout
-from grpo_core.policy.microbatch import MicroBatch, OptimizerStep
+from grpo_core.policy.microbatch import MicroBatch, OptimizerStep, make_microbatch
 from grpo_core.policy.model import (
     context_length,
     eos_token_ids,
@@ -27,6 +27,7 @@ from grpo_core.policy.model import (
 )
 from grpo_core.policy.module import PolicyModule
 from grpo_core.policy.optimizer import make_optimizer, rate_schedule
+from grpo_core.policy.routing import balance, shares_of, step_shares
 from grpo_core.policy.state import load_optimizer, load_weights, optimizer_state, trained_weights
 from grpo_core.policy.text import PromptEncoder
 from grpo_core.policy.weights import named_tensors
@@ -95,8 +96,12 @@ class Policy:
         if not self.settings.gradient_checkpointing:
             # Checkpointing keeps none of this anyway.
             fuse_layers(self.model)
+        self._routing = "router_balance" in needs
         module = PolicyModule(
-            self.model, temperature=temperature, entropy_gradient="entropy" in needs
+            self.model,
+            temperature=temperature,
+            entropy_gradient="entropy" in needs,
+            routing=self._routing,
         )
         self._layout, self.layout = choose_layout(
             self.settings.layout, module, attention=self.settings.attn_implementation
@@ -155,17 +160,18 @@ class Policy:
         parts = self._layout.microbatches(
             minibatch.rollouts, tokens_per_microbatch=self._tokens_per_microbatch
         )
+        shares_E = self._expert_shares(minibatch, parts)
         for position, inputs in enumerate(parts):
             last = position == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self._module):
-                yield self._microbatch(minibatch, inputs.to(self.device))
+                yield make_microbatch(minibatch, inputs.to(self.device), self.tensor, shares_E)
 
     def token_logprobs(self, micro: MicroBatch) -> ActionTokens:
         """Run the model; flat log-probs with gradient and everything that a loss may see."""
         with self.autocast():
-            found = self._module(micro.inputs)
+            found = self._module(micro.inputs, routing="too" if self._routing else "no")
         logprobs_N, entropy_N, index_N = (
-            x_N[: len(micro.weights_N)] for x_N in (*found, micro.inputs.rollout_index_N)
+            x_N[: len(micro.weights_N)] for x_N in (*found[:2], micro.inputs.rollout_index_N)
         )
         old_N = micro.old_logprobs_N
         if old_N is None:
@@ -185,6 +191,7 @@ class Policy:
             rollout_index_N=index_N,
             rollouts=len(micro.inputs.rows),
             entropy_rank_N=None if rank_N is None else rank_N.to(dtype),
+            router_balance_N=self._router_balance(micro, found[2:]),
         )
 
     def backward(self, loss: Tensor) -> None:
@@ -344,29 +351,25 @@ class Policy:
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _microbatch(self, minibatch: Minibatch, inputs: ModelInputs) -> MicroBatch:
-        batch = minibatch.batch
-        rows = [minibatch.rows[i] for i in inputs.rows]
-        index_N = inputs.rollout_index_N
-        sampled = [x for i in rows for x in batch.rollouts[i].sampling_logprobs]
-        old = [batch.old_logprobs[i] for i in rows if batch.rollouts[i].action_count]
-        known = bool(old) and all(x is not None for x in old)
-        ref, ranks = batch.ref_logprobs, batch.entropy_ranks
-        here = list(inputs.rows)
-        weights_N = minibatch.weights_B[here].to(self.device)[index_N]
-        # A masked rollout that is here only so that this rank takes part: nobody may count it.
-        n = len(weights_N) if weights_N.any() else 0
-        return MicroBatch(
-            inputs=inputs,
-            minibatch=minibatch,
-            advantages_N=torch.cat([batch.advantages[i] for i in rows]).to(self.device)[:n],
-            weights_N=weights_N[:n],
-            mean_weights_N=minibatch.mean_weights_B[here].to(self.device)[index_N][:n],
-            sampling_logprobs_N=self.tensor(sampled)[:n],
-            old_logprobs_N=torch.cat(cast("list[Tensor]", old))[:n] if known else None,
-            ref_logprobs_N=None if ref is None else torch.cat([ref[i] for i in rows])[:n],
-            entropy_rank_N=None if ranks is None else torch.cat([ranks[i] for i in rows])[:n],
-        )
+    def _expert_shares(self, minibatch: Minibatch, parts: list[ModelInputs]) -> Tensor | None:
+        """What ``MicroBatch.expert_shares_E`` is, agreed on by all ranks."""
+        if not self._routing or self.sum_over_ranks([len(parts)]) == [self.ranks]:
+            return None
+        weights_B = minibatch.mean_weights_B.to(self.device) / self.ranks
+        weights = [weights_B[list(x.rows)][x.rollout_index_N.to(self.device)] for x in parts]
+        return self._sum(step_shares(self._module, parts, weights, self.device))
+
+    def _router_balance(self, micro: MicroBatch, routing: Sequence[Tensor]) -> Tensor | None:
+        if not routing:
+            return None
+        probs_NE, chosen_NE = (x[: len(micro.weights_N)] for x in routing)
+        shares_E = micro.expert_shares_E
+        if shares_E is None:
+            shares_E = self._sum(shares_of(chosen_NE, micro.mean_weights_N / self.ranks))
+        return balance(probs_NE, shares_E)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.accelerator.reduce(x, reduction="sum"))
 
     def _remember(self, micro: MicroBatch, logprobs_N: Tensor) -> None:
         batch = micro.minibatch.batch

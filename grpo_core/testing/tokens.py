@@ -54,6 +54,7 @@ def random_tokens(
         rollout_index_N=torch.arange(len(LENGTHS)).repeat_interleave(count_B),
         rollouts=len(LENGTHS),
         entropy_rank_N=rank_N,
+        router_balance_N=1 + noise().abs(),
     )
     return cast(whole, dtype)
 
@@ -81,6 +82,7 @@ def only(tokens: ActionTokens, needs: frozenset[Need]) -> ActionTokens:
         old_logprobs_N=tokens.old_logprobs_N if "old_logprobs" in needs else None,
         ref_logprobs_N=tokens.ref_logprobs_N if "ref_logprobs" in needs else None,
         entropy_rank_N=tokens.entropy_rank_N if "entropy_rank" in needs else None,
+        router_balance_N=tokens.router_balance_N if "router_balance" in needs else None,
         sampling_logprobs_N=tokens.sampling_logprobs_N if "sampling_logprobs" in needs else poison,
         entropy_N=tokens.entropy_N if "entropy" in needs else poison,
     )
@@ -88,6 +90,6 @@ def only(tokens: ActionTokens, needs: frozenset[Need]) -> ActionTokens:
 
 def _floats(tokens: ActionTokens) -> dict[str, Any]:
     names = [f"{n}_logprobs_N" for n in ("old", "sampling", "ref")]
-    names += ["logprobs_N", "entropy_N", "advantages_N", "entropy_rank_N"]
+    names += ["logprobs_N", "entropy_N", "advantages_N", "entropy_rank_N", "router_balance_N"]
     found = {name: getattr(tokens, name) for name in names}
     return {name: x for name, x in found.items() if x is not None}

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Need = Literal["old_logprobs", "ref_logprobs", "sampling_logprobs", "entropy", "entropy_rank"]
+Need = Literal[
+    "old_logprobs",
+    "ref_logprobs",
+    "sampling_logprobs",
+    "entropy",
+    "entropy_rank",
+    "router_balance",
+]
 """What a loss or an advantage asks the core to compute for it; ``entropy`` asks for its gradient
 too. An advantage may ask for ``ref_logprobs`` alone."""
 
@@ -91,6 +98,10 @@ class ActionTokens:
     that the policy had there before the update: 0 the lowest, 1 the highest. Known before the
     update, so that a threshold on it cannot depend on the split into microbatches. Present exactly
     when the loss needs it."""
+    router_balance_N: Tensor | None = None
+    """What the token has in the load-balancing loss of a mixture of experts, with gradient; the
+    mean over the step's tokens is that loss, which for a perfectly even load is the number of
+    experts per token. See ``grpo_core.policy.routing``. Present exactly when the loss needs it."""
 
     def sum_per_rollout(self, x_N: Tensor) -> Tensor:
         """Sum a per-token tensor over each rollout: ``(N,) -> (rollouts,)``; 0 for empty ones."""

@@ -55,6 +55,18 @@ def test_two_processes_equal_one(
     assert moved < 1e-6
 
 
+def test_two_processes_balance_experts_as_one_does(mixture: Path, tmp_path: Path) -> None:
+    one = launch(1, mixture, tmp_path / "one", "router", None)
+    two = launch(2, mixture, tmp_path / "two", "router", None)
+    for a, b in zip(one, two, strict=True):
+        assert a["loss/router_balance"] > 2
+        for name in a:
+            assert a[name] == pytest.approx(b[name], rel=1e-6), name
+    weights = [torch.load(tmp_path / n / "weights.pt", weights_only=True) for n in ("one", "two")]
+    moved = max(float((weights[0][n] - weights[1][n]).abs().max()) for n in weights[0])
+    assert moved < 1e-6
+
+
 @pytest.mark.slow
 def test_two_processes_resume_with_what_each_had(tiny_model: Path, tmp_path: Path) -> None:
     dynamic = {"max_rounds": 1, "replay_groups": 8}

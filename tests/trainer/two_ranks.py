@@ -22,7 +22,7 @@ from grpo_core import train as run_training
 from grpo_core.demo.arithmetic import Arithmetic
 from grpo_core.types import RolloutsScored
 from grpo_generator_hf import HFGenerator
-from grpo_losses import AdaptiveEntropy, Dapo, GroupAdvantage, Grpo, GrpoConfig
+from grpo_losses import AdaptiveEntropy, Dapo, DapoConfig, GroupAdvantage, Grpo, GrpoConfig
 
 LOSSES = {
     "plain": Dapo(),
@@ -35,7 +35,10 @@ LOSSES = {
             mask_truncated=True,
         )
     ),
+    "router": Dapo(DapoConfig(router_aux_coef=0.1)),
 }
+EXPERTS_APART = {"experts_implementation": "eager"}
+"""Grouped products have no float64."""
 
 
 def length(completion_ids: list[list[int]], **_: object) -> list[float]:
@@ -62,7 +65,12 @@ def main(
 ) -> None:
     run = Run(
         policy=Policy(
-            ModelSettings(path=model, dtype="float64"), OptimizerSettings(learning_rate=1e-3)
+            ModelSettings(
+                path=model,
+                dtype="float64",
+                init_kwargs=EXPERTS_APART if loss == "router" else {},
+            ),
+            OptimizerSettings(learning_rate=1e-3),
         ),
         task=Arithmetic(),
         generator=HFGenerator(),
@@ -70,7 +78,13 @@ def main(
         loss=LOSSES[loss],
         rewards=[silent_if_even if dynamic else length],
         settings=TrainSettings(
-            steps=2, prompts_per_step=4, group_size=3, passes_per_step=2, dynamic_sampling=dynamic
+            steps=2,
+            prompts_per_step=4,
+            group_size=3,
+            passes_per_step=2,
+            dynamic_sampling=dynamic,
+            # Several microbatches of other sizes on each rank: their shares must add up.
+            tokens_per_microbatch=60 if loss == "router" else 16384,
         ),
         sampling=SamplingParams(max_tokens=12),
         output=output,

@@ -7,6 +7,7 @@ Per action token, in this order (as TRL 1.16)::
            + kl_coef * KL [* ratio]
     plus, averaged over tokens whatever the aggregation:
            - entropy_coef * entropy * top-entropy mask
+           + router_aux_coef * load balance of experts
 
 So the KL is touched by no mask or weight. Masked tokens stay in the normaliser, except those of
 truncated completions, which the core leaves out.
@@ -27,7 +28,7 @@ from grpo_losses.objectives import (
     Material,
 )
 from grpo_losses.ratios import ratio
-from grpo_losses.terms import kl, on_policy_enough, sampler_weight
+from grpo_losses.terms import kl, on_policy_enough, router_balance, sampler_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,8 +50,7 @@ class PolicyLoss:
         self.aggregation: Aggregation = self.config.aggregation
         self.needs: frozenset[Need] = self.config.needs
         self.masks_truncated = self.config.mask_truncated
-        # The policy term is proportional to the advantage; the regularisers are not.
-        self.skips_zero_advantage = self.config.kl_coef == 0 and not self.config.has_entropy_bonus
+        self.skips_zero_advantage = self.config.is_silent_without_advantage
         self.entropy_bonus = EntropyBonus(self.config)
 
     def __call__(self, tokens: ActionTokens) -> LossOutput:
@@ -80,15 +80,19 @@ class PolicyLoss:
             metrics["ratio/sampler_weight"] = x.sampler_weight_N
         if c.kl_coef > 0:
             loss_N = loss_N + c.kl_coef * self._kl(x)
-        bonus_N = None
+        mean_N = None
         if c.has_entropy_bonus:
             metrics["entropy/coef"] = loss_N.detach().new_full(
                 loss_N.shape, self.entropy_bonus.applied
             )
-            bonus_N = self.entropy_bonus(tokens, x.keep_N)
+            mean_N = self.entropy_bonus(tokens, x.keep_N)
+        if c.router_aux_coef > 0:
+            balance_N = router_balance(tokens)
+            metrics["loss/router_balance"] = balance_N.detach()
+            mean_N = c.router_aux_coef * balance_N + (0 if mean_N is None else mean_N)
         detached = {name: value.to(loss_N.dtype) for name, value in metrics.items()}
         return LossOutput(
-            loss_N=loss_N, token_mean_N=bonus_N, metrics={**objective.metrics, **detached}
+            loss_N=loss_N, token_mean_N=mean_N, metrics={**objective.metrics, **detached}
         )
 
     def optimizer_step_done(self, gather: Callable[[list[Any]], list[Any]]) -> None:

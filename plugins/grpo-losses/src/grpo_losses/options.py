@@ -115,6 +115,13 @@ class LossConfig(Settings):
     adaptive_entropy: AdaptiveEntropy | None = Field(
         default=None, description="Let the coefficient follow the entropy (arXiv 2505.22312)."
     )
+    router_aux_coef: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the load-balancing loss of a mixture of experts, taken over the "
+        "action tokens of the whole optimizer step; 0 is off. Its own weight in pre-training "
+        "stands in the model's config (router_aux_loss_coef, often 0.001).",
+    )
     top_entropy: float = Field(
         default=1.0,
         ge=0,
@@ -164,11 +171,19 @@ class LossConfig(Settings):
             needs.add("entropy")
         if self.top_entropy < 1:
             needs.add("entropy_rank")
+        if self.router_aux_coef > 0:
+            needs.add("router_balance")
         if self.off_policy_mask is not None:
             needs.add("sampling_logprobs")
         if self.sampler_correction is not None:
             needs |= {"old_logprobs", "sampling_logprobs"}
         return frozenset(needs)
+
+    @property
+    def is_silent_without_advantage(self) -> bool:
+        """Whether a token of advantage 0 has gradient 0: the policy term is proportional to the
+        advantage, the regularisers are not."""
+        return not (self.kl_coef or self.has_entropy_bonus or self.router_aux_coef)
 
     @property
     def has_entropy_bonus(self) -> bool:

@@ -42,3 +42,14 @@ def on_policy_enough(tokens: ActionTokens, threshold: float) -> Tensor:
     drift_N = tokens.sampling_logprobs_N - tokens.logprobs_N.detach()
     close_N = tokens.spread(tokens.mean_per_rollout(drift_N)) <= threshold
     return close_N | (tokens.advantages_N >= 0)
+
+
+def router_balance(tokens: ActionTokens) -> Tensor:
+    """The load-balancing loss of a mixture of experts (arXiv 2101.03961), as the core gives it.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    if tokens.router_balance_N is None:
+        raise ValueError("there is no router balance, which `needs` asks for")
+    return tokens.router_balance_N
