@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
-from grpo_core.policy.model import base_of, has_adapter
+from grpo_core.policy.model import base_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,20 +18,33 @@ if TYPE_CHECKING:
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield (name in the base model, tensor), each parameter once.
 
-    Adapters are merged while the iterator is open and unmerged when it is closed, also after an
-    exception: a policy left merged would go on training the wrong function.
+    The model is left as it is: merging an adapter in place and taking it out again rounds the base
+    weights a little with every sync, which are neither trained nor in a checkpoint.
     """
-    if not has_adapter(model):
-        yield from model.named_parameters()
-        return
-    peft_model = cast("Any", model)
-    peft_model.merge_adapter()
-    try:
-        for name, tensor in base_of(model).named_parameters():
-            if ".lora_" not in name:
-                yield name.replace(".base_layer.", "."), tensor
-    finally:
-        peft_model.unmerge_adapter()
+    base = base_of(model)
+    for name, tensor in base.named_parameters():
+        if ".lora_" in name:
+            continue
+        layer, inside, leaf = name.rpartition(".base_layer.")
+        if inside:
+            yield f"{layer}.{leaf}", _merged(base.get_submodule(layer), leaf)
+        else:
+            yield name, tensor
+
+
+@torch.no_grad()
+def _merged(layer: nn.Module, leaf: str) -> Tensor:
+    """Weight or bias of a layer with its active adapters added."""
+    dense = dense_weight(layer)
+    if dense is None:
+        # PEFT knows how this kind merges, but only in place: one layer at a time is copied.
+        copied: Any = deepcopy(layer)
+        copied.merge()
+        found = getattr(copied.base_layer, leaf)
+    else:
+        weight, bias = dense
+        found = weight if leaf == "weight" else bias
+    return cast("Tensor", found).detach()
 
 
 def dense_weight(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from grpo_core import LoraSettings, ModelSettings, OptimizerSettings, Policy
+from grpo_core import ModelSettings, OptimizerSettings, Policy
 from grpo_core.errors import ConfigError
 from grpo_core.policy.model import disable_dropout, eos_token_ids
 from grpo_core.policy.optimizer import make_optimizer, rate_schedule
@@ -91,38 +93,67 @@ def test_a_policy_with_dropout_is_repeatable_in_train_mode() -> None:
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
-def test_merged_weights_are_what_the_adapter_computes(tiny_model: Path) -> None:
-    policy = Policy(settings(tiny_model, lora=LoraSettings(r=4).model_dump()))
+def with_adapter(model: torch.nn.Module, **options: Any) -> torch.nn.Module:
+    """The model with a LoRA that does something."""
+    torch.manual_seed(1)
+    found: torch.nn.Module = get_peft_model(
+        model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    )
     with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
+        for name, parameter in found.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.5)
+    return found.eval()
+
+
+def gpt2() -> torch.nn.Module:
+    """Its weights lie the other way round (Conv1D)."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    return GPT2LMHeadModel(config)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float64", "dora", "conv1d"])
+def test_sent_weights_hold_the_adapter_and_the_policys_stay_bit_for_bit(
+    tiny_model: Path, kind: str
+) -> None:
+    def plain() -> torch.nn.Module:
+        if kind == "conv1d":
+            return gpt2()
+        dtype = getattr(torch, kind, torch.float32)
+        loaded: torch.nn.Module = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype)
+        return loaded
+
+    model, receiver = with_adapter(plain(), use_dora=kind == "dora"), plain().eval()
     ids = torch.arange(6)[None]
-    before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
-    expected = policy.model(ids).logits
-    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
-    assert not torch.allclose(plain(ids).logits, expected, atol=1e-3)
-    own = dict(plain.named_parameters())
+    expected = model(ids).logits
+
+    def off() -> float:
+        return float((receiver(ids).logits - expected).norm() / expected.norm())
+
+    assert off() > 0.3
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    own = dict(receiver.named_parameters())
     with torch.no_grad():
-        sent = [
-            name
-            for name, tensor in named_tensors(policy.model)
-            if own[name].copy_(tensor) is not None
-        ]
+        sent = [n for n, tensor in named_tensors(model) if own[n].copy_(tensor) is not None]
     assert sorted(sent) == sorted(own)
-    torch.testing.assert_close(plain(ids).logits, expected, rtol=1e-4, atol=1e-4)
-    for name, parameter in policy.model.named_parameters():
-        torch.testing.assert_close(parameter.detach(), before[name], rtol=1e-6, atol=1e-6)
+    # Adapter and layer round apart in 16 bits, and their sum once: 8 bits each.
+    assert off() < (0.02 if kind == "bfloat16" else 1e-5)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], was) for name, was in before.items())
+    assert not any(getattr(module, "merged", False) for module in model.modules())
 
 
-def test_a_reader_that_gives_up_leaves_the_policy_unmerged(tiny_model: Path) -> None:
+def test_a_reader_that_stops_half_way_leaves_the_policy_as_it_was(tiny_model: Path) -> None:
     policy = Policy(settings(tiny_model, lora={"r": 2}))
-    reader = policy.weight_update().named_tensors()
-    next(reader)
-    reader.close()
     layers = [m for m in policy.model.modules() if hasattr(m, "merged")]
     assert layers
-    assert not any(m.merged for m in layers)
+    reader = policy.weight_update().named_tensors()
+    for _ in range(4):
+        next(reader)
+        assert not any(m.merged for m in layers)
+    reader.close()
 
 
 def test_schedules() -> None:

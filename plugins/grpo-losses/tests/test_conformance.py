@@ -21,6 +21,7 @@ COMPOSITIONS = [
     options.CispoConfig(sampler_correction=options.SamplerCorrection(level="sequence", high=2.0)),
     options.VespoConfig(sampler_correction=options.SamplerCorrection(mode="mask", high=2.0)),
     options.GmpoConfig(top_entropy=0.5),
+    options.ClipConfig(router_aux_coef=0.01, entropy_coef=0.1),
 ]
 
 
