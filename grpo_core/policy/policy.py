@@ -104,7 +104,10 @@ class Policy:
             routing=self._routing,
         )
         self._layout, self.layout = choose_layout(
-            self.settings.layout, module, attention=self.settings.attn_implementation
+            self.settings.layout,
+            module,
+            attention=self.settings.attn_implementation,
+            autocast=None if self._autocast_dtype is None else self.autocast(),
         )
         optimizer = make_optimizer(module, self.optimizer_settings)
         self._rate = rate_schedule(self.optimizer_settings, optimizer_steps)

@@ -7,6 +7,7 @@ is transformers' own SDPA.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,12 @@ from transformers.masking_utils import sdpa_mask
 
 from grpo_core.policy.layouts import inplace
 from grpo_core.policy.layouts.dense import attend, dense_attention
+from grpo_core.policy.layouts.flex import fused_attention
 from grpo_core.policy.layouts.plan import AttentionPlan
 
 IMPLEMENTATION = "grpo_segments"
+FUSED = "grpo_segments_fused"
+"""The same by FlexAttention."""
 
 
 def segment_attention(
@@ -31,6 +35,8 @@ def segment_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     segments: AttentionPlan | None = None,
+    *,
+    fused: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Transformers' attention signature: ``(1, heads, T, D)`` in, ``(1, T, heads, D)`` out."""
@@ -48,6 +54,11 @@ def segment_attention(
     segments.windows.append(window)
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases have no segment form")
+    if fused:
+        out = fused_attention(
+            query, key, value, segments, scaling=scaling, window=window, cap=cap
+        )
+        return out, None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if cap is None and inplace.applies(q, v, window, segments):
         return inplace.inplace_attention(q, k, v, segments, scaling)[None], None
@@ -56,4 +67,6 @@ def segment_attention(
 
 
 AttentionInterface.register(IMPLEMENTATION, segment_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+AttentionInterface.register(FUSED, partial(segment_attention, fused=True))
+for _name in (IMPLEMENTATION, FUSED):
+    AttentionMaskInterface.register(_name, sdpa_mask)
