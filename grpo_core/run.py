@@ -68,6 +68,22 @@ def build_run(resolved: ResolvedConfig) -> Run:
     )
 
 
+def probe(resolved: ResolvedConfig) -> dict[str, str]:
+    """What ``auto`` becomes for this model on this machine, and why; loads the model alone.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or cannot be trained as the config says.
+    """
+    config = resolved.config
+    policy = Policy(config.model, config.optimizer, seed=config.train.seed)
+    policy.prepare(
+        optimizer_steps=1,
+        temperature=config.sampling.temperature or 1.0,
+        tokens_per_microbatch=config.train.tokens_per_microbatch,
+    )
+    return policy.choices
+
+
 class _Builder:
     """Builds components and remembers who made them, for errors."""
 

@@ -10,6 +10,7 @@ import click
 
 from grpo_core.builtin.text import visible
 from grpo_core.cli.options import config_options, debug_option, installed, plugin_options
+from grpo_core.cli.train import needs_extras
 from grpo_core.errors import ConfigError
 
 STARTERS = ("dataset", "arithmetic")
@@ -78,18 +79,30 @@ def check(
 @config.command()
 @config_options
 @plugin_options
+@click.option(
+    "--probe",
+    "probing",
+    is_flag=True,
+    help="Also load the model and say which layout, precision and threads it gets here, and why.",
+)
 @debug_option
 def show(
     files: tuple[str, ...],
     sets: tuple[str, ...],
     plugin_files: tuple[str, ...],
     disabled: tuple[str, ...],
+    probing: bool,
 ) -> None:
     """Print a config as YAML with every default filled in."""
-    from grpo_core.cli.describe import shown_yaml
+    from grpo_core.cli.describe import probed, shown_yaml
     from grpo_core.config import load_config
 
-    click.echo(shown_yaml(load_config(files, sets, installed(plugin_files, disabled))), nl=False)
+    resolved = load_config(files, sets, installed(plugin_files, disabled))
+    if not probing:
+        return click.echo(shown_yaml(resolved), nl=False)
+    with needs_extras():
+        from grpo_core.run import probe
+    return click.echo(shown_yaml(resolved) + probed(probe(resolved)))
 
 
 @config.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from grpo_core.builtin.text import visible
@@ -27,5 +28,13 @@ def description(resolved: ResolvedConfig) -> str:
     if not resolved.rewards:
         components.append(("reward", "(those that the task brings)", "", ""))
     lines = ["", "Counts that follow:", *columns(counts), "", "Components:", *columns(components)]
-    comments = "\n".join(f"# {line}".rstrip() for line in lines)
-    return shown_yaml(resolved) + comments
+    return shown_yaml(resolved) + _comments(lines)
+
+
+def probed(choices: Mapping[str, str]) -> str:
+    """What was chosen on this machine, to stand below the config."""
+    return _comments(["", "Chosen on this machine:", *columns(list(choices.items()))])
+
+
+def _comments(lines: Sequence[str]) -> str:
+    return "\n".join(f"# {line}".rstrip() for line in lines)

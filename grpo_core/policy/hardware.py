@@ -74,18 +74,21 @@ def keep_threads(before: int, wanted: int | None) -> str | None:
     return None
 
 
-def autocast_dtype(settings: ModelSettings) -> torch.dtype | None:
-    """bf16 on GPUs that have it.
+def autocast_dtype(settings: ModelSettings) -> tuple[torch.dtype | None, str]:
+    """bf16 on GPUs that have it, or none; and why.
 
     On CPUs only if asked for: on one without bf16 units it was measured 5 times slower than
     float32; those with them have not been measured.
     """
-    if settings.mixed_precision == "auto":
-        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        wanted = fast and settings.dtype in ("auto", "float32")
-    else:
-        wanted = settings.mixed_precision == "bf16"
-    return torch.bfloat16 if wanted else None
+    if settings.mixed_precision != "auto":
+        return torch.bfloat16 if settings.mixed_precision == "bf16" else None, "as set"
+    if settings.dtype not in ("auto", "float32"):
+        return None, "as model.dtype is set"
+    if not torch.cuda.is_available():
+        return None, "since bf16 is only used on a CPU when it is asked for"
+    if not torch.cuda.is_bf16_supported():
+        return None, "since this GPU has no bf16"
+    return torch.bfloat16, "since this GPU has bf16"
 
 
 def _seconds() -> float:

@@ -69,7 +69,7 @@ class Policy:
         # Autocast is ours: Accelerate keeps one precision per process for good, and a second
         # policy in a notebook could not have another.
         self.accelerator = Accelerator(mixed_precision="no")
-        self._autocast_dtype = autocast_dtype(model)
+        self._autocast_dtype, self._why_precision = autocast_dtype(model)
         self.threads = set_threads(model.threads) if self.device.type == "cpu" else "not used"
         self.model: nn.Module = load_model(model, seed=seed).to(self.device)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
@@ -125,6 +125,16 @@ class Policy:
         """How forward passes are computed: ``float32``, or ``float32 weights, bf16 autocast``."""
         weights = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         return weights if self._autocast_dtype is None else f"{weights} weights, bf16 autocast"
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """What was chosen for this model on this machine, and why; after ``prepare``."""
+        return {
+            "device": str(self.device),
+            "precision": f"{self.precision}, {self._why_precision}",
+            "threads": self.threads,
+            "layout": self.layout,
+        }
 
     @property
     def mixed(self) -> bool:

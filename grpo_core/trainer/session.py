@@ -180,10 +180,7 @@ class Session:
             "training_prompts": prompts,
             "epochs": settings.steps * settings.prompts_per_step / prompts,
             "processes": run.policy.ranks,
-            "device": str(run.policy.device),
-            "precision": run.policy.precision,
-            "threads": run.policy.threads,
-            "layout": run.policy.layout,
+            **run.policy.choices,
         }
 
     def _evaluation_is_due(self, *, last: bool) -> bool:

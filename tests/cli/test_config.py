@@ -75,6 +75,31 @@ def test_show_merges_files_and_sets(grpo, config: str) -> None:
     assert shown["output"] == "runs/more"
 
 
+def test_show_probe_says_what_auto_is_here_and_why(grpo, tiny_model: Path) -> None:
+    Path("mine.yaml").write_text(starter("arithmetic"))
+    model = f"model.path={tiny_model}"
+    done = grpo("config", "show", "mine.yaml", "--set", model, "--probe")
+    plain = grpo("config", "show", "mine.yaml", "--set", model).output
+    assert done.output.startswith(plain)
+    assert yaml.safe_load(done.output) == yaml.safe_load(plain)
+    found = dict(
+        line.removeprefix("#").split(maxsplit=1)
+        for line in done.output[len(plain) :].splitlines()[2:]
+    )
+    assert found["layout"].startswith("prefix-tree, since it gives the hidden states")
+    assert found["precision"].startswith("float32, since bf16")
+    assert found.keys() == {"device", "precision", "threads", "layout"}
+
+
+def test_show_probe_says_why_a_layout_was_refused(grpo, tmp_path: Path, tiny_model: Path) -> None:
+    Path("mine.yaml").write_text(starter("arithmetic"))
+    sets = [f"--set=model.path={tiny_model}", "--set=model.attn_implementation=eager"]
+    done = grpo("config", "show", "mine.yaml", *sets, "--probe")
+    assert "padded, because prefix-tree does not work here: model.attn_implementation" in (
+        done.output
+    )
+
+
 def test_schema_is_json_and_knows_what_is_installed(grpo) -> None:
     schema = json.loads(grpo("config", "schema").output)
     titles = {branch.get("title") for branch in schema["$defs"]["loss"]["oneOf"]}

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from grpo_core.policy import hardware
-from grpo_core.policy.hardware import set_threads
+from grpo_core.policy.hardware import autocast_dtype, set_threads
+from grpo_core.settings import ModelSettings
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +48,28 @@ def test_the_trial_itself_times_something(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(2)
     assert "times as fast as 1 at the start" in set_threads(None)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "has_bf16", "changes", "dtype", "why"),
+    [
+        (False, False, {}, None, "since bf16 is only used on a CPU when it is asked for"),
+        (True, True, {}, torch.bfloat16, "since this GPU has bf16"),
+        (True, False, {}, None, "since this GPU has no bf16"),
+        (True, True, {"dtype": "float64"}, None, "as model.dtype is set"),
+        (True, True, {"mixed_precision": "no"}, None, "as set"),
+        (False, False, {"mixed_precision": "bf16"}, torch.bfloat16, "as set"),
+    ],
+)
+def test_precision_by_hardware_and_settings(
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: bool,
+    has_bf16: bool,
+    changes: dict[str, str],
+    dtype: torch.dtype | None,
+    why: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    settings = ModelSettings.model_validate({"path": "x", **changes})
+    assert autocast_dtype(settings) == (dtype, why)

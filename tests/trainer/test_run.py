@@ -160,7 +160,11 @@ def test_lifecycle_events_in_order(make_run: MakeRun, list_task: Any) -> None:
         "CheckpointSaved",
         "RunEnd",
     ]
-    assert recorder.events[0].derived["rollouts_per_step"] == 4
+    derived = recorder.events[0].derived
+    assert derived["rollouts_per_step"] == 4
+    # Not only what was chosen: why.
+    assert derived["layout"].startswith("prefix-tree, since it gives the hidden states")
+    assert derived["precision"].startswith("float32, since")
     assert recorder.events[-1].status == "finished"
     assert recorder.events[-1].artifacts == {"final.txt": run.output / "final.txt"}
     assert [e["step"] for e in result.evaluations] == [0, 1, 2]
