@@ -130,6 +130,8 @@ def _difference(module: PolicyModule, *, fused: bool, mixed: bool) -> float | st
     # A window that a layer only puts into its mask would be lost, and a probe of a few tokens is
     # too short to show it.
     expected = sliding_windows(module.model)
+    if not windows:
+        return "its layers do not call transformers' attention interface"
     if windows != expected:
         return f"its layers ask for sliding windows {windows}, its config says {expected}"
     most = 0.0
