@@ -251,6 +251,52 @@ def test_reinforce_pp_from_its_formula(baseline: bool, kl_coef: float) -> None:
     assert [len(x) for x in found] == lengths
 
 
+@pytest.mark.parametrize("deviation", ["population", "sample"])
+@pytest.mark.parametrize("baseline", [False, True])
+@given(
+    drawn=st.lists(
+        st.tuples(st.integers(0, 6), st.floats(-2, 2), st.floats(0.05, 1)), min_size=2, max_size=6
+    )
+    .map(lambda rows: rows[: len(rows) // 2 * 2])
+    .filter(lambda rows: sum(length for length, _, _ in rows) > 2)
+)
+def test_reinforce_pp_is_what_padding_and_a_mask_give(
+    baseline: bool, deviation: Any, drawn: list[tuple[int, float, float]]
+) -> None:
+    """The way of OpenRLHF (mean square) and verl (Bessel): rewards on the last token of each
+    padded row, returns by a loop from the back, whitened under the mask."""
+    lengths = [length for length, _, _ in drawn]
+    rewards = torch.tensor([reward for _, reward, _ in drawn]).double()
+    kl = [slope * torch.arange(1, n + 1).double().sin() for n, _, slope in drawn]
+    make = ReinforcePlusPlusBaselineAdvantage if baseline else ReinforcePlusPlusAdvantage
+    asked = per_token(lengths, rewards.tolist(), kl)
+    found = make(ScaledConfig(kl_coef=0.3, std=deviation))(asked).token_advantages
+    assert found is not None
+
+    if baseline:
+        rewards = (rewards.view(-1, 2) - rewards.view(-1, 2).mean(1, keepdim=True)).flatten()
+    width = max(lengths)
+    per_step, mask = torch.zeros(len(drawn), width).double(), torch.zeros(len(drawn), width).bool()
+    for row, length in enumerate(lengths):
+        per_step[row, :length] = -0.3 * kl[row]
+        mask[row, :length] = True
+        if length:
+            per_step[row, length - 1] += rewards[row]
+    returns, running = torch.zeros_like(per_step), torch.zeros(len(drawn)).double()
+    for t in reversed(range(width)):
+        running = per_step[:, t] + running
+        returns[:, t] = running
+    count = mask.sum()
+    mean = (returns * mask).sum() / count
+    variance = ((returns - mean).square() * mask).sum() / count
+    if deviation == "sample":
+        variance = variance * count / (count - 1)
+    spread = variance.sqrt()
+    whitened = (returns - mean) / spread * (spread / (spread + 1e-4))
+    wanted = whitened[mask] if spread > 1e-12 else torch.zeros(int(count)).double()
+    torch.testing.assert_close(torch.cat(list(found)), wanted, rtol=1e-7, atol=1e-9)
+
+
 def test_a_kl_comes_off_the_reward_before_anything_else() -> None:
     ratios = [torch.tensor([0.5, 0.25]).double(), torch.zeros(3).double()]
     found = UnscaledAdvantage(AdvantageConfig(kl_coef=0.4))(per_token([2, 3], [1.0, 1.0], ratios))

@@ -24,7 +24,10 @@ class ReinforcePlusPlusAdvantage:
     """``(G - mean) / (std + 1e-4)`` over all action tokens of the step (arXiv 2501.03262), where
     ``G_t = r - kl_coef * (sum of k1 from token t on)``.
 
-    Mean and deviation count tokens, as in the authors' code, not rollouts.
+    Mean and deviation count tokens, not rollouts, so that a long rollout weighs more in them: the
+    paper's "over the batch", as the authors' OpenRLHF computes it. With ``std: population`` this is
+    OpenRLHF's number and with ``sample`` verl's, but for the 1e-4, which both have as 1e-8 within
+    the root. Without a KL every token of a rollout has the same advantage.
     """
 
     Config: ClassVar[type[ScaledConfig]] = GlobalConfig
@@ -66,7 +69,8 @@ class ReinforcePlusPlusAdvantage:
 
 
 class ReinforcePlusPlusBaselineAdvantage(ReinforcePlusPlusAdvantage):
-    """The same after the mean of the group is taken off (REINFORCE++-baseline)."""
+    """The same after the mean of the group is taken off (REINFORCE++-baseline). The paper then has
+    its KL in the loss: ``loss.kl_coef`` with ``kl_estimator: k2``."""
 
     Config = ScaledConfig
     name = "reinforce-pp-baseline"
