@@ -60,7 +60,7 @@ def test_every_hook_has_a_heading_with_its_arguments(root: Path) -> None:
 
 
 def test_every_metric_of_a_run_is_described_and_every_description_has_a_metric(
-    tiny_model: Path, tmp_path: Path, generate: Any
+    tiny_model: Path, mixture: Path, tmp_path: Path, generate: Any
 ) -> None:
     described = {n for group in generate.metrics.groups().values() for n in group}
     every_term = GrpoConfig(
@@ -68,12 +68,14 @@ def test_every_metric_of_a_run_is_described_and_every_description_has_a_metric(
         entropy_coef=0.1,
         off_policy_mask=0.1,
         sampler_correction=SamplerCorrection(high=2.0),
+        router_aux_coef=0.01,
     )
+    losses = (mixture, Grpo(every_term)), (tiny_model, Grpo(GrpoConfig(top_entropy=0.5)))
     # Ranking entropies finds the old log-probs on its way, so that it needs a run of its own.
     found = {
         generic(name)
-        for i, loss in enumerate((Grpo(every_term), Grpo(GrpoConfig(top_entropy=0.5))))
-        for name in names_of_a_run(tiny_model, tmp_path / str(i), loss)
+        for i, (model, loss) in enumerate(losses)
+        for name in names_of_a_run(model, tmp_path / str(i), loss)
     }
     assert found == described
 
