@@ -21,9 +21,9 @@ INTRODUCTION = """\
 
 A config is YAML: defaults < files in the order given < `--set a.b=c`. Mappings are merged key by
 key; lists and everything else are replaced. A key that does not exist is an error that names the
-nearest one. `grpo config show FILE` prints a config with every default filled in, with `--probe` also what
-`auto` becomes on this machine and why, and `grpo config schema` the JSON Schema for your editor,
-with the options of what is installed.
+nearest one. `grpo config show FILE` prints a config with every default filled in, with `--probe`
+also what `auto` becomes on this machine and why, and `grpo config schema` the JSON Schema for your
+editor, with the options of what is installed.
 
 Where the type says *component*, there stands a name (`loss: dapo`) or a name with its options
 (`loss: {name: dapo, clip_high: 0.3}`). Names and options of the first-party ones are in

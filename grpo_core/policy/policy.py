@@ -15,7 +15,6 @@ from torch import Tensor
 from grpo_core.errors import ConfigError, NonFiniteGradientError
 from grpo_core.policy.fused import fuse_layers
 from grpo_core.policy.hardware import autocast_dtype, keep_threads, set_threads
-from grpo_core.policy.layouts import ModelInputs
 from grpo_core.policy.layouts.choose import choose_layout
 from grpo_core.policy.microbatch import MicroBatch, OptimizerStep, make_microbatch
 from grpo_core.policy.model import (
@@ -27,7 +26,7 @@ from grpo_core.policy.model import (
 )
 from grpo_core.policy.module import PolicyModule
 from grpo_core.policy.optimizer import make_optimizer, rate_schedule
-from grpo_core.policy.routing import balance, shares_of, step_shares
+from grpo_core.policy.routing import ExpertLoad
 from grpo_core.policy.state import load_optimizer, load_weights, optimizer_state, trained_weights
 from grpo_core.policy.text import PromptEncoder
 from grpo_core.policy.weights import named_tensors
@@ -96,12 +95,12 @@ class Policy:
         if not self.settings.gradient_checkpointing:
             # Checkpointing keeps none of this anyway.
             fuse_layers(self.model)
-        self._routing = "router_balance" in needs
+        routing = "router_balance" in needs
         module = PolicyModule(
             self.model,
             temperature=temperature,
             entropy_gradient="entropy" in needs,
-            routing=self._routing,
+            routing=routing,
         )
         self._layout, self.layout = choose_layout(
             self.settings.layout,
@@ -112,6 +111,7 @@ class Policy:
         optimizer = make_optimizer(module, self.optimizer_settings)
         self._rate = rate_schedule(self.optimizer_settings, optimizer_steps)
         self._module, self._optimizer = self.accelerator.prepare(module, optimizer)
+        self._experts = ExpertLoad(self._module, self.accelerator) if routing else None
         self._module.train(self.settings.gradient_checkpointing)
 
     # -- facts --------------------------------------------------------------------------------
@@ -173,7 +173,10 @@ class Policy:
         parts = self._layout.microbatches(
             minibatch.rollouts, tokens_per_microbatch=self._tokens_per_microbatch
         )
-        shares_E = self._expert_shares(minibatch, parts)
+        shares_E = None
+        if self._experts:
+            most = max(self.gather([len(parts)]))
+            shares_E = self._experts.shares(parts, minibatch.mean_weights_B, most=most)
         for position, inputs in enumerate(parts):
             last = position == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self._module):
@@ -182,7 +185,7 @@ class Policy:
     def token_logprobs(self, micro: MicroBatch) -> ActionTokens:
         """Run the model; flat log-probs with gradient and everything that a loss may see."""
         with self.autocast():
-            found = self._module(micro.inputs, routing="too" if self._routing else "no")
+            found = self._module(micro.inputs, routing="too" if self._experts else "no")
         logprobs_N, entropy_N, index_N = (
             x_N[: len(micro.weights_N)] for x_N in (*found[:2], micro.inputs.rollout_index_N)
         )
@@ -204,7 +207,7 @@ class Policy:
             rollout_index_N=index_N,
             rollouts=len(micro.inputs.rows),
             entropy_rank_N=None if rank_N is None else rank_N.to(dtype),
-            router_balance_N=self._router_balance(micro, found[2:]),
+            router_balance_N=self._experts.balance(found[2:], micro) if self._experts else None,
         )
 
     def backward(self, loss: Tensor) -> None:
@@ -363,26 +366,6 @@ class Policy:
         return [sum(column) for column in zip(*self.gather([numbers]), strict=True)]
 
     # -- inside -------------------------------------------------------------------------------
-
-    def _expert_shares(self, minibatch: Minibatch, parts: list[ModelInputs]) -> Tensor | None:
-        """What ``MicroBatch.expert_shares_E`` is, agreed on by all ranks."""
-        if not self._routing or self.sum_over_ranks([len(parts)]) == [self.ranks]:
-            return None
-        weights_B = minibatch.mean_weights_B.to(self.device) / self.ranks
-        weights = [weights_B[list(x.rows)][x.rollout_index_N.to(self.device)] for x in parts]
-        return self._sum(step_shares(self._module, parts, weights, self.device))
-
-    def _router_balance(self, micro: MicroBatch, routing: Sequence[Tensor]) -> Tensor | None:
-        if not routing:
-            return None
-        probs_NE, chosen_NE = (x[: len(micro.weights_N)] for x in routing)
-        shares_E = micro.expert_shares_E
-        if shares_E is None:
-            shares_E = self._sum(shares_of(chosen_NE, micro.mean_weights_N / self.ranks))
-        return balance(probs_NE, shares_E)
-
-    def _sum(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.accelerator.reduce(x, reduction="sum"))
 
     def _remember(self, micro: MicroBatch, logprobs_N: Tensor) -> None:
         batch = micro.minibatch.batch

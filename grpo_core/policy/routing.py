@@ -27,9 +27,11 @@ from grpo_core.errors import ConfigError
 from grpo_core.policy.model import base_of
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import nn
 
     from grpo_core.policy.layouts import ModelInputs
+    from grpo_core.policy.microbatch import MicroBatch
 
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k_experts")
 """What configs call the experts per token."""
@@ -39,9 +41,7 @@ TOLERANCE = 1e-2
 bits is below it."""
 
 
-def routed(
-    router_logits: Sequence[Tensor], top_k: int, index_N: Tensor
-) -> tuple[Tensor, Tensor]:
+def routed(router_logits: Sequence[Tensor], top_k: int, index_N: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities of the experts and which were chosen, means over the layers, ``(N, E)`` each.
 
     Args:
@@ -103,27 +103,54 @@ def experts_per_token(model: nn.Module) -> int:
     return found[0]
 
 
-def shares_of(chosen_NE: Tensor, weights_N: Tensor) -> Tensor:
-    """Some tokens' part in ``f``, ``(E,)`` in float64; weights of all tokens of the step add up to
-    1."""
-    return weights_N.double() @ chosen_NE.detach().double()
+class ExpertLoad:
+    """The load of the experts over one optimizer step, which all ranks agree on."""
 
+    def __init__(self, module: nn.Module, accelerator: Accelerator) -> None:
+        """``module``: the prepared policy module, made with ``routing``."""
+        self._module = module
+        self._accelerator = accelerator
+        self._ranks = int(accelerator.num_processes)
 
-def step_shares(
-    module: nn.Module, parts: Sequence[ModelInputs], weights: Sequence[Tensor], device: torch.device
-) -> Tensor:
-    """This rank's part in ``f`` over all microbatches of an optimizer step, by one forward pass
-    without gradient: what the routers will do is not known before.
+    def shares(
+        self, parts: Sequence[ModelInputs], weights_B: Tensor, *, most: int
+    ) -> Tensor | None:
+        """``f`` of the step, ``(E,)``, by a forward pass without gradient: what the routers will
+        do is not known before.
 
-    Args:
-        module: the prepared policy module.
-        weights: what each action token of each part counts for.
-    """
-    total: Tensor | None = None
-    with torch.no_grad():
-        for inputs, weights_N in zip(parts, weights, strict=True):
-            _, chosen_NE = cast("tuple[Tensor, Tensor]", module(inputs.to(device), routing="only"))
-            share_E = shares_of(chosen_NE, weights_N)
-            total = share_E if total is None else total + share_E
-    assert total is not None
-    return total
+        Args:
+            parts: this rank's microbatches.
+            weights_B: of an action token of each row; those of all tokens add up to the ranks.
+            most: microbatches of the rank that has most.
+
+        Returns:
+            ``None`` where every rank has one microbatch, which then tells it by itself.
+        """
+        if most == 1:
+            return None
+        device = self._accelerator.device
+        total: Tensor | float = 0.0
+        with torch.no_grad():
+            for inputs in parts:
+                _, chosen_NE = self._module(inputs.to(device), routing="only")
+                weights_N = weights_B[list(inputs.rows)][inputs.rollout_index_N]
+                total = total + self._share(chosen_NE, weights_N.to(device))
+        return self._summed(cast("Tensor", total))
+
+    def balance(self, routing: Sequence[Tensor], micro: MicroBatch) -> Tensor:
+        """What each token of a microbatch has in the load-balancing loss, ``(N,)``.
+
+        Args:
+            routing: what the module returned of it, ``(N, E)`` each.
+        """
+        probs_NE, chosen_NE = (x[: len(micro.weights_N)] for x in routing)
+        shares_E = micro.expert_shares_E
+        if shares_E is None:
+            shares_E = self._summed(self._share(chosen_NE, micro.mean_weights_N))
+        return balance(probs_NE, shares_E)
+
+    def _share(self, chosen_NE: Tensor, weights_N: Tensor) -> Tensor:
+        return (weights_N.double() / self._ranks) @ chosen_NE.detach().double()
+
+    def _summed(self, share_E: Tensor) -> Tensor:
+        return cast("Tensor", self._accelerator.reduce(share_E, reduction="sum"))

@@ -72,7 +72,9 @@ def plans(draw: st.DrawFn) -> AttentionPlan:
 def visible(plan: AttentionPlan, window: int | None) -> torch.Tensor:
     """Pair by pair, from the plan's own words: ancestors, and causally oneself."""
     owner = [i for i, (_, length) in enumerate(plan.spans) for _ in range(length)]
-    position = [plan.before[i] + t for i, (_, length) in enumerate(plan.spans) for t in range(length)]
+    position = [
+        plan.before[i] + t for i, (_, length) in enumerate(plan.spans) for t in range(length)
+    ]
     found = torch.zeros(len(owner), len(owner), dtype=torch.bool)
     for q, mine in enumerate(owner):
         for k, theirs in enumerate(owner):
@@ -82,9 +84,7 @@ def visible(plan: AttentionPlan, window: int | None) -> torch.Tensor:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    plan=plans(), size=st.sampled_from([1, 2, 4, 128]), window=st.sampled_from([None, 1, 3, 50])
-)
+@given(plan=plans(), size=st.sampled_from([1, 2, 4, 128]), window=st.sampled_from([None, 1, 3, 50]))
 def test_the_blocks_and_the_mask_are_those_of_the_tree(
     plan: AttentionPlan, size: int, window: int | None
 ) -> None:
@@ -225,9 +225,9 @@ def test_on_a_gpu_it_is_chosen_and_agrees(
 
 @pytest.mark.gpu
 def test_on_a_gpu_nothing_of_the_size_of_all_pairs_is_made() -> None:
-    plan = make_plan(
-        [(0, 8192), *((8192 + 1024 * i, 1024) for i in range(8))], [-1, *[0] * 8]
-    ).to(torch.device("cuda"))
+    plan = make_plan([(0, 8192), *((8192 + 1024 * i, 1024) for i in range(8))], [-1, *[0] * 8]).to(
+        torch.device("cuda")
+    )
     inputs = [
         torch.randn(1, heads, plan.tokens, 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
         for heads in (4, 2, 2)

@@ -63,9 +63,7 @@ def policy_of(folder: Path, layout: str, budget: int, needs: frozenset[Need] = N
             init_kwargs={"experts_implementation": "eager"},
         )
     )
-    policy.prepare(
-        optimizer_steps=1, temperature=1.0, tokens_per_microbatch=budget, needs=needs
-    )
+    policy.prepare(optimizer_steps=1, temperature=1.0, tokens_per_microbatch=budget, needs=needs)
     return policy
 
 
@@ -115,7 +113,9 @@ def independently(policy: Policy, rollouts: Sequence[Rollout]) -> tuple[float, d
     share, mean = torch.stack(counts).mean(0), torch.stack(probabilities).mean(0)
     loss = len(mean) * (share * mean).sum()
     loss.backward()
-    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return loss.item(), {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("layout", ["prefix-tree", "packed", "padded"])
@@ -169,10 +169,8 @@ def test_it_is_not_computed_unless_a_loss_needs_it(folder: Path, rollouts: list[
 
 def test_a_dense_model_is_refused(tiny_model: Path) -> None:
     policy = Policy(ModelSettings(path=str(tiny_model)))
-    with pytest.raises(ConfigError, match="no mixture of experts; set loss.router_aux_coef to 0"):
-        policy.prepare(
-            optimizer_steps=1, temperature=1.0, tokens_per_microbatch=100, needs=NEEDS
-        )
+    with pytest.raises(ConfigError, match=r"no mixture of experts; set loss\.router_aux_coef to 0"):
+        policy.prepare(optimizer_steps=1, temperature=1.0, tokens_per_microbatch=100, needs=NEEDS)
 
 
 def test_a_model_with_another_balance_is_refused() -> None:

@@ -287,7 +287,8 @@ def test_layouts_agree_or_padding_is_chosen_with_a_reason(
         assert isinstance(layout, PaddedLayout), reason
         before, said, why = reason.partition("padded, because prefix-tree does not work here: ")
         assert (before, bool(said)) == ("", True)
-        assert why and OTHERS.get(name, "") in why
+        assert why
+        assert OTHERS.get(name, "") in why
         assert (name in OWN_ATTENTION) <= ("attention interface" in why)
         return
     assert isinstance(layout, PrefixTreeLayout), reason

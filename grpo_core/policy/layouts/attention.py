@@ -55,9 +55,7 @@ def segment_attention(
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases have no segment form")
     if fused:
-        out = fused_attention(
-            query, key, value, segments, scaling=scaling, window=window, cap=cap
-        )
+        out = fused_attention(query, key, value, segments, scaling=scaling, window=window, cap=cap)
         return out, None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if cap is None and inplace.applies(q, v, window, segments):

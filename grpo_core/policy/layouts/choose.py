@@ -65,9 +65,7 @@ def choose_layout(
             f"model.layout {name!r} does not work for {type(base_of(module.model)).__name__}: "
             f"{reason}; use auto or padded"
         )
-    return PaddedLayout(
-        enough=enough
-    ), f"padded, because prefix-tree does not work here: {reason}"
+    return PaddedLayout(enough=enough), f"padded, because prefix-tree does not work here: {reason}"
 
 
 def _switch(

@@ -85,7 +85,7 @@ def block_mask(plan: AttentionPlan, window: int | None = None, *, size: int = BL
 def _blocks(
     end_T: Tensor, position_T: Tensor, tokens: int, window: int | None, size: int
 ) -> tuple[Tensor, Tensor]:
-    """bool ``(blocks of queries, blocks of keys)``: where anything may be seen, and where all is."""
+    """bool ``(blocks of queries, blocks of keys)``: where any pair may see, and where all do."""
     first = torch.arange(0, len(end_T), size)
     last = (first + size).clamp(max=tokens)
     earlier = first[:, None] > first[None]
@@ -111,10 +111,14 @@ def _visible(end_T: Tensor, position_T: Tensor, window: int | None) -> Callable[
     def below(_: Tensor, __: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (q < end_T[k])
 
-    def near(_: Tensor, __: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k <= q) & (q < end_T[k]) & (position_T[q] - position_T[k] < window)
+    if window is None:
+        return below
+    width = window
 
-    return below if window is None else near
+    def near(_: Tensor, __: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (q < end_T[k]) & (position_T[q] - position_T[k] < width)
+
+    return near
 
 
 def _capped(cap: float) -> Callable[..., Tensor]:
@@ -130,4 +134,5 @@ def _capped(cap: float) -> Callable[..., Tensor]:
 def _kernel(device: str) -> Callable[..., Any]:
     """Compiled on a GPU. On a CPU it is unfused and without backward: there ``inplace`` and
     ``dense`` are used, and this only to be compared with them."""
-    return flex_attention if device == "cpu" else torch.compile(flex_attention)
+    plain = cast("Callable[..., Any]", flex_attention)
+    return plain if device == "cpu" else torch.compile(plain)
