@@ -15,6 +15,7 @@ from generators.source import (
     methods,
     module,
     prose,
+    segment,
     signature,
     table,
 )
@@ -103,7 +104,7 @@ def _entry(path: str, name: str) -> Iterator[str]:
         yield from _class(node)
         return
     assert node.value is not None
-    yield from ("```py", ast.unparse(node).replace("'", '"'), "```")
+    yield from ("```py", segment(path, node), "```")
     text = prose(docstring(path, name))
     if text:
         yield from ("", text)

@@ -33,6 +33,13 @@ def module(path: str) -> ast.Module:
     return ast.parse((ROOT / path).read_text("utf-8"))
 
 
+def segment(path: str, node: ast.AST) -> str:
+    """A node as it is written: lines are broken as everywhere else."""
+    text = ast.get_source_segment((ROOT / path).read_text("utf-8"), node)
+    assert text is not None
+    return text
+
+
 def definition(path: str, name: str) -> Definition:
     """A class, function or assignment of a module; ``LookupError`` when it has none such."""
     for node in module(path).body:

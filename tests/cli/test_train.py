@@ -99,7 +99,7 @@ def test_a_missing_package_says_what_to_install(config: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        "Error: training needs torch, which is not installed: pip install 'grpo-core[hf]'\n"
+        "Error: this needs torch, which is not installed: pip install 'grpo-core[hf]'\n"
     )
 
 
