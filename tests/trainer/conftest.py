@@ -69,9 +69,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     forward = PolicyModule.forward
 
-    def counting(self: PolicyModule, inputs: Any) -> Any:
+    def counting(self: PolicyModule, inputs: Any, **options: Any) -> Any:
         counts.append(inputs.tokens)
-        return forward(self, inputs)
+        return forward(self, inputs, **options)
 
     # Watches the real forward; nothing is replaced.
     monkeypatch.setattr(PolicyModule, "forward", counting)
