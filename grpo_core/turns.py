@@ -24,8 +24,10 @@ def sample_turns(generator: Generator, request: TurnRequest) -> Iterator[Sampled
     Raises:
         PluginError: a turn came back that nobody asked for, too long, or with too few log-probs.
     """
-    native = isinstance(generator, TurnGenerator)
-    found = generator.sample_turns(request) if native else _waves(generator, request)
+    if isinstance(generator, TurnGenerator):
+        found = generator.sample_turns(request)
+    else:
+        found = _waves(generator, request)
     for sampled in found:
         _check(sampled.turn, sampled.completion, generator)
         yield sampled
