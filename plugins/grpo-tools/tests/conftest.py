@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,9 +80,8 @@ other character, and its model has a context of 1024."""
 
 def call(name: str, **arguments: Any) -> str:
     """What a policy says to call a tool."""
-    import json
-
-    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+    said = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>{said}</tool_call>"
 
 
 @pytest.fixture(scope="session")
@@ -143,6 +144,12 @@ def sampler(policy: Policy) -> Callable[..., HFGenerator]:
         return generator
 
     return make
+
+
+@pytest.fixture(scope="session")
+def kit() -> SimpleNamespace:
+    """The names above, for test modules, which cannot import this one."""
+    return SimpleNamespace(tools=ALL, template=SHORT, call=call, flat=flat)
 
 
 def flat(groups: Any) -> list[Rollout]:
