@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from grpo_core.types.policy import Encoder as Encoder
 from grpo_core.types.policy import PolicyHandle as PolicyHandle
 
 if TYPE_CHECKING:

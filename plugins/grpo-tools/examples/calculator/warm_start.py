@@ -4,13 +4,14 @@ From the bundled checkpoint `habit`, which knows digits and the answer's tags. I
 call looks like, but most demonstrations answer at once, which no model of this size can do. So it
 can call the tool, and seldom does: what GRPO has to find out is that calling pays.
 
-Training ends on what is measured, not on a step count: on held-out products, every step of a call
-must be likely enough for the answer to be right nearly always once a call has begun.
+Training ends on what is measured, not on a step count: of held-out calls, nearly all must be
+predicted without a wrong token, from the second one on.
 """
 
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from calculator import Products, mul
@@ -26,14 +27,15 @@ CALL_SHARE = 0.25
 """Of the demonstrations: what is left for GRPO to raise."""
 ROWS, LEARNING_RATE, MAX_STEPS = 48, 1e-3, 1500
 GOAL = 0.97
-"""Share of held-out calls, results and answers that are predicted without a wrong token."""
+"""Share of held-out rollouts with a call that are predicted without a wrong token. Reached after
+360 steps, where the checkpoint calls in 24 % of its rollouts and is right in 23 %."""
 IGNORED = -100
 
 
 class Demonstrations:
     """Rollouts as they should be, in token ids, made by what also makes those of training."""
 
-    def __init__(self, tokenizer, seed: int) -> None:
+    def __init__(self, tokenizer: Any, seed: int) -> None:
         self._tokenizer, self._random = tokenizer, random.Random(seed)
         self._tools = [make_tool(mul).schema]
         self._chat = Chat(PromptEncoder(tokenizer, {}), [tokenizer.eos_token_id], None)
@@ -75,7 +77,7 @@ def batch(rows: list[list[tuple[int, bool]]], pad: int) -> dict[str, torch.Tenso
 
 
 @torch.no_grad()
-def right(model, inputs: dict[str, torch.Tensor]) -> float:
+def right(model: Any, inputs: dict[str, torch.Tensor]) -> float:
     """Share of calls without a wrong token, when all before it are given."""
     predicted = model(**inputs).logits[:, :-1].argmax(-1)
     labels = inputs["labels"][:, 1:].clone()

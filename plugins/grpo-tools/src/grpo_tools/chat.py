@@ -16,8 +16,8 @@ from grpo_core.errors import ConfigError
 from grpo_tools.parsing import defused, special_tokens
 
 if TYPE_CHECKING:
+    from grpo_core.protocols import Encoder
     from grpo_core.types import Prompt
-    from grpo_core.types.policy import Encoder
 
 Schemas = Sequence[Mapping[str, Any]]
 
