@@ -122,10 +122,12 @@ def test_a_response_template(policy: Any, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(policy.tokenizer, "response_template", template, raising=False)
     prefix = "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
     parser = make_parser(ToolsConfig(), policy.tokenizer)
-    said = parser('so [CALL]{"name": "f", "arguments": {"x": 1}}[/CALL]<|im_end|>', prefix)
+    said = parser('so [CALL]{"name": "f", "arguments": {"x": 1}}[/CALL]<|im_end|>', lambda: prefix)
     assert [(c.name, dict(c.arguments), c.problem) for c in said.calls] == [("f", {"x": 1}, None)]
     assert said.content.strip() == "so"
-    (broken,) = parser("so [CALL]{[/CALL]<|im_end|>", prefix).calls
+    (broken,) = parser("so [CALL]{[/CALL]<|im_end|>", lambda: prefix).calls
     assert broken.problem is not None
     # Asked for, the pattern comes first.
-    assert not make_parser(ToolsConfig(parser="pattern"), policy.tokenizer)("[CALL]", prefix).calls
+    assert not make_parser(ToolsConfig(parser="pattern"), policy.tokenizer)(
+        "[CALL]", lambda: prefix
+    ).calls

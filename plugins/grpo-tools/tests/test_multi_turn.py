@@ -60,6 +60,8 @@ class Echo:
     def get_reward(self) -> float | None:
         if "explode" in self.said:
             raise LookupError("boom")
+        if "lie" in self.said:
+            return "much"  # type: ignore[return-value]
         return len(self.said) if self.said else None
 
 
@@ -133,10 +135,13 @@ def test_several_in_one_dataset(play: Any, kit: Any) -> None:
 
 
 def test_rewards_that_fail_are_no_numbers(play: Any, kit: Any) -> None:
-    environment, rollouts = play(Echo, [prompt(0)], (kit.call("say", text="explode"), "ok"))
+    scripts = [(kit.call("say", text=text), "ok") for text in ("explode", "lie")]
+    environment, rollouts = play(Echo, [prompt(0), prompt(1)], *scripts)
     (reward,) = environment.rewards()
-    (outcome,) = reward.provider.score(ScoreRequest(step=0, rollouts_B=tuple(rollouts)))
-    assert outcome == Failed(kind="error", reason="raised LookupError: boom")
+    assert reward.provider.score(ScoreRequest(step=0, rollouts_B=tuple(rollouts))) == [
+        Failed(kind="error", reason="raised LookupError: boom"),
+        Failed(kind="invalid", reason="returned 'much' (str); expected a number or None"),
+    ]
 
 
 def test_answers_in_text(play: Any) -> None:

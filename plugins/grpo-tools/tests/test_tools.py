@@ -172,6 +172,10 @@ def test_prompts_that_cannot_be(make_request: Any, scripted: Any, kit: Any) -> N
     groups = environment.rollouts(make_request(Prompt(id="a", content="x")), scripted("x"))
     with pytest.raises(DataError, match=r"is plain text; tools .* so give messages"):
         next(iter(groups))
+    content = ({"role": "user", "content": "what is it?"},)
+    seen = Prompt(id="a", content=content, inputs={"pixel_values": object()})
+    with pytest.raises(DataError, match=r"carries \['pixel_values'\].*text only"):
+        next(iter(environment.rollouts(make_request(seen), scripted("x"))))
     whole = Tools(ToolsConfig(chat_template="chatml"), tools=kit.tools)
     groups = whole.rollouts(make_request("x"), scripted("x"))
     with pytest.raises(DataError, match=r"1\d\d\d tokens with its tools.*context of 1024"):

@@ -133,7 +133,7 @@ class Crew:
     def sampled(self, turn: SampledTurn) -> None:
         """Take one turn of the policy; the rollout goes on, waits, or ends."""
         episode = self._episodes[turn.turn.key, turn.turn.sample]
-        prefix = self._chat.text(turn.turn.prompt_ids)
+        prefix = partial(self._chat.text, turn.turn.prompt_ids)
         episode.sampled(turn)
         said = self._parser(self._chat.text(turn.completion.token_ids), prefix)
         episode.messages.append(said.message)
@@ -281,13 +281,22 @@ class Crew:
         session = episode.session
         if session.reward is not None and episode.error is None:
             episode.extra["environment"] = episode.kind.name
-            try:
-                episode.extra["environment_reward"] = await self._bench.call(session.reward)
-            except Exception as error:
-                kind = "timeout" if isinstance(error, TimeoutError) else "error"
-                episode.extra["environment_failure"] = [kind, f"{type(error).__name__}: {error}"]
+            episode.extra |= await self._reward(session.reward)
         if session.close is not None:
             await self._bench.call(session.close)
+
+    async def _reward(self, reward: Callable[[], Any]) -> dict[str, Any]:
+        """Plain values, which Parquet and checkpoints take: a number, or why there is none."""
+        try:
+            value = await self._bench.call(reward)
+        except Exception as error:
+            kind = "timeout" if isinstance(error, TimeoutError) else "error"
+            return {"environment_failure": [kind, f"raised {type(error).__name__}: {error}"]}
+        value = value.item() if hasattr(value, "item") else value
+        if value is None or isinstance(value, (int, float)):
+            return {"environment_reward": None if value is None else float(value)}
+        text = f"returned {value!r:.80} ({type(value).__name__}); expected a number or None"
+        return {"environment_failure": ["invalid", text]}
 
     def _failed(self, episode: Episode, call: str, error: str) -> None:
         self._fail(episode, f"{call} raised {error}")
@@ -345,6 +354,12 @@ class Crew:
             raise DataError(
                 f"prompt {prompt.id!r} is plain text; tools and further turns are written by the "
                 "chat template, so give messages: [{role: user, content: ...}]"
+            )
+        if prompt.inputs:
+            # Left out silently, the policy would be trained to answer about what it never saw.
+            raise DataError(
+                f"prompt {prompt.id!r} also carries {sorted(prompt.inputs)}; environments with "
+                "turns take text only"
             )
         if added:
             prompt = _with(prompt, added)

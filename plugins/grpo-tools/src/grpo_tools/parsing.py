@@ -50,8 +50,9 @@ class Said:
         return message
 
 
-Parser = Callable[[str, str], Said]
-"""``parser(text, prefix)``: a turn and what came before it, special tokens in both."""
+Parser = Callable[[str, Callable[[], str]], Said]
+"""``parser(text, prefix)``: a turn, and a function that decodes what came before it, special tokens
+in both. Few parsers look at the prefix, which may be long."""
 
 
 def make_parser(config: LoopConfig, tokenizer: PreTrainedTokenizerBase) -> Parser:
@@ -78,7 +79,7 @@ class _Pattern:
         self._pattern = re.compile(pattern, re.DOTALL)
         self._specials = special_tokens(tokenizer)
 
-    def __call__(self, text: str, prefix: str) -> Said:
+    def __call__(self, text: str, prefix: Callable[[], str]) -> Said:
         # An end token is no part of a call that was not closed.
         text = without(text, self._specials, at_end_only=True)
         calls = tuple(_read_json(found) for found in self._pattern.findall(text))
@@ -94,8 +95,8 @@ class _ResponseTemplate:
             "prefix" in inspect.signature(self._tokenizer.parse_response).parameters
         )
 
-    def __call__(self, text: str, prefix: str) -> Said:
-        options = {"prefix": prefix} if self._takes_prefix else {}
+    def __call__(self, text: str, prefix: Callable[[], str]) -> Said:
+        options = {"prefix": prefix()} if self._takes_prefix else {}
         try:
             message = self._tokenizer.parse_response(text, **options)
             calls = tuple(_read_call(c.get("function", c)) for c in message.get("tool_calls") or ())

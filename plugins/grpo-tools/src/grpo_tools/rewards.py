@@ -28,11 +28,6 @@ class EnvironmentReward:
             return Abstained(reason="a rollout of another environment")
         if "environment_failure" in rollout.extra:
             kind, reason = rollout.extra["environment_failure"]
-            return Failed(kind=kind, reason=f"raised {reason}")
+            return Failed(kind=kind, reason=reason)
         value = rollout.extra["environment_reward"]
-        if value is None:
-            return Abstained()
-        if not isinstance(value, (int, float)):
-            reason = f"returned {value!r} ({type(value).__name__}); expected a number or None"
-            return Failed(kind="invalid", reason=reason)
-        return Value(value=float(value))
+        return Abstained() if value is None else Value(value=value)
