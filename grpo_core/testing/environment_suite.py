@@ -142,4 +142,7 @@ def _full_logprobs(policy: Policy, rollout: Rollout) -> torch.Tensor:
     ids = torch.tensor([[*rollout.prompt_ids, *rollout.token_ids]], device=policy.device)
     logits = policy.model(input_ids=ids).logits[0].double().cpu()
     at = torch.tensor(rollout.action_positions, dtype=torch.long) + len(rollout.prompt_ids)
-    return logits[at - 1].log_softmax(-1).gather(1, ids.cpu()[0, at, None]).squeeze(1)
+    found: torch.Tensor = (
+        logits[at - 1].log_softmax(-1).gather(1, ids.cpu()[0, at, None]).squeeze(1)
+    )
+    return found

@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "demo",
         "hooks",
         "hookspecs",
+        "metrics",
         "plugins",
         "policy",
         "protocols",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
@@ -11,12 +10,10 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from grpo_core.errors import DataError, PluginError
 from grpo_core.types import Prompt, Rollout, Turn, TurnRequest
-from grpo_tools.episode import Episode, Result
-from grpo_tools.functions import as_text, error_text
+from grpo_tools.calls import Result, run_calls, run_reward
+from grpo_tools.episode import Episode
 from grpo_tools.sessions import row_of
 
 if TYPE_CHECKING:
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
     from grpo_core.types import RolloutRequest, SampledTurn
     from grpo_tools.chat import Chat
     from grpo_tools.config import LoopConfig
-    from grpo_tools.parsing import Call, Parser, Said
+    from grpo_tools.parsing import Parser, Said
     from grpo_tools.sessions import Kind
     from grpo_tools.workbench import Workbench
 
@@ -155,7 +152,7 @@ class Crew:
             return
         started = perf_counter()
         self._run(
-            self._results(episode, said.calls),
+            run_calls(self._bench, episode, said.calls),
             lambda results: self._returned(episode, said, results, turn, perf_counter() - started),
             partial(self._failed, episode, "calling tools"),
         )
@@ -167,37 +164,6 @@ class Crew:
         episode.count("tools/turn_limit")
         self._end(episode, "stop")
         return False
-
-    async def _results(self, episode: Episode, calls: Sequence[Call]) -> list[Result]:
-        if episode.kind.sequential:
-            return [await self._result(episode, call) for call in calls]
-        return list(await asyncio.gather(*(self._result(episode, call) for call in calls)))
-
-    async def _result(self, episode: Episode, call: Call) -> Result:
-        tools = episode.kind.tools
-
-        def failed(failure: str, message: str) -> Result:
-            return Result(name=call.name, text=error_text(message), failure=failure)
-
-        if call.problem is not None:
-            return failed("malformed", call.problem)
-        if call.name not in tools:
-            there = ", ".join(tools) or "none"
-            return failed("unknown", f"there is no tool {call.name!r}; there are: {there}")
-        try:
-            arguments = tools[call.name].checked(call.arguments)
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
-            )
-            return failed("arguments", f"wrong arguments for {call.name!r}: {problems}")
-        try:
-            result = await self._bench.call(episode.session.functions[call.name], **arguments)
-        except TimeoutError as error:
-            return failed("timeout", str(error) or "timed out")
-        except Exception as error:
-            return failed("error", f"{type(error).__name__}: {error}")
-        return Result(name=call.name, text=as_text(result))
 
     def _returned(
         self,
@@ -281,22 +247,9 @@ class Crew:
         session = episode.session
         if session.reward is not None and episode.error is None:
             episode.extra["environment"] = episode.kind.name
-            episode.extra |= await self._reward(session.reward)
+            episode.extra |= await run_reward(self._bench, session.reward)
         if session.close is not None:
             await self._bench.call(session.close)
-
-    async def _reward(self, reward: Callable[[], Any]) -> dict[str, Any]:
-        """Plain values, which Parquet and checkpoints take: a number, or why there is none."""
-        try:
-            value = await self._bench.call(reward)
-        except Exception as error:
-            kind = "timeout" if isinstance(error, TimeoutError) else "error"
-            return {"environment_failure": [kind, f"raised {type(error).__name__}: {error}"]}
-        value = value.item() if hasattr(value, "item") else value
-        if value is None or isinstance(value, (int, float)):
-            return {"environment_reward": None if value is None else float(value)}
-        text = f"returned {value!r:.80} ({type(value).__name__}); expected a number or None"
-        return {"environment_failure": ["invalid", text]}
 
     def _failed(self, episode: Episode, call: str, error: str) -> None:
         self._fail(episode, f"{call} raised {error}")

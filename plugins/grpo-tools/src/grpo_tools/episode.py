@@ -12,18 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from grpo_core.types import FinishReason, Message, Prompt, SampledTurn
+    from grpo_tools.calls import Result
     from grpo_tools.parsing import Said
     from grpo_tools.sessions import Kind, Session
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """What a call came to, for the model."""
-
-    name: str
-    text: str
-    failure: str | None = None
-    """``unknown``, ``malformed``, ``arguments``, ``error`` or ``timeout``."""
 
 
 @dataclass(kw_only=True)
