@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from grpo_core.types.policy import Encoder as Encoder
 from grpo_core.types.policy import PolicyHandle as PolicyHandle
 
 if TYPE_CHECKING:
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
         RewardOutcome,
         Rollout,
         RolloutRequest,
+        SampledTurn,
         SaveRequest,
         ScoreRequest,
+        TurnRequest,
         WeightUpdate,
     )
 
@@ -101,8 +104,25 @@ class Generator(Protocol):
 
 
 @runtime_checkable
+class TurnGenerator(Generator, Protocol):
+    """A generator that takes up further turns while it is sampling others.
+
+    Optional: ``grpo_core.turns.sample_turns`` serves environments from any ``Generator``, in waves
+    where it has not this method.
+    """
+
+    def sample_turns(self, request: TurnRequest) -> Iterator[SampledTurn]:
+        """Yield each turn that ``request.take`` hands out as soon as it is sampled; end when
+        ``take(True)`` has none. Random numbers as ``TurnRequest`` says."""
+
+
+@runtime_checkable
 class Environment(Protocol):
-    """Turns a generator's completions into whole rollouts."""
+    """Turns a generator's completions into whole rollouts.
+
+    Optionally ``rewards() -> Sequence[Reward | RewardProvider | RewardFunction]`` brings rewards of
+    its own, which are added to those of the config. A rollout's ``metrics`` become the step's.
+    """
 
     def rollouts(
         self, request: RolloutRequest, generator: Generator

@@ -42,7 +42,7 @@ RUNNING = (
     ("grpo_core/policy/policy.py", "Policy"),
     ("grpo_core/protocols.py", "BuildContext"),
 )
-TYPES = ("prompts", "rollouts", "generation", "rewards", "tokens", "saving", "events")
+TYPES = ("prompts", "rollouts", "generation", "turns", "rewards", "tokens", "saving", "events")
 VERBS_OF_THE_LOOP = ("Run",)
 """Only the constructor is for users; the loop itself documents the rest."""
 

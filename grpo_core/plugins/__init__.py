@@ -1,6 +1,6 @@
 """Discovery of installed plugins and construction of the components they offer."""
 
-from grpo_core.plugins.build import build, config_model, find
+from grpo_core.plugins.build import build, config_model, find, import_object
 from grpo_core.plugins.discovery import BrokenPlugin, Discovery, discover
 from grpo_core.plugins.registrar import API, ROLES, Register, Registration, Role, Source
 from grpo_core.plugins.registry import Registry
@@ -19,4 +19,5 @@ __all__ = [
     "config_model",
     "discover",
     "find",
+    "import_object",
 ]

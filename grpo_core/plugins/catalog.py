@@ -31,6 +31,7 @@ FIRST_PARTY: dict[str, dict[Role, tuple[str, ...]]] = {
     },
     "grpo-sandbox": {"reward": ("code",)},
     "grpo-savers": {"saver": ("rollouts", "safetensors")},
+    "grpo-tools": {"environment": ("multi-turn", "tools")},
 }
 
 

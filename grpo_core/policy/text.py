@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grpo_core.errors import DataError
@@ -19,20 +19,30 @@ class PromptEncoder:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]
     ) -> None:
-        self._tokenizer = tokenizer
-        self._template_kwargs = dict(template_kwargs)
+        self.tokenizer = tokenizer
+        self.template_kwargs = dict(template_kwargs)
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        chat_template: str | None = None,
+    ) -> tuple[int, ...]:
         """Token ids of a prompt, never empty.
+
+        Args:
+            tools: JSON schemas of functions for the chat template to present.
+            chat_template: Jinja text in place of the tokenizer's own.
 
         Raises:
             DataError: the prompt renders to nothing, or needs a chat template that is missing.
         """
         content = prompt.content
         if isinstance(content, str):
-            ids = self._tokenizer(content)["input_ids"]
+            ids = self.tokenizer(content)["input_ids"]
         else:
-            if self._tokenizer.chat_template is None:
+            if chat_template is None and self.tokenizer.chat_template is None:
                 raise DataError(
                     f"prompt {prompt.id!r} is a conversation, but the tokenizer has no chat "
                     "template; set model.chat_template to a Jinja file, or give plain text"
@@ -40,13 +50,15 @@ class PromptEncoder:
             # A conversation that ends with the assistant is to be continued, not answered.
             unfinished = bool(content) and content[-1].get("role") == "assistant"
             try:
-                ids = self._tokenizer.apply_chat_template(
+                ids = self.tokenizer.apply_chat_template(
                     [dict(message) for message in content],
                     add_generation_prompt=not unfinished,
                     continue_final_message=unfinished,
                     tokenize=True,
                     return_dict=False,
-                    **self._template_kwargs,
+                    tools=[dict(schema) for schema in tools] or None,
+                    chat_template=chat_template,
+                    **self.template_kwargs,
                 )
             except Exception as error:
                 raise DataError(
@@ -60,7 +72,7 @@ class PromptEncoder:
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Text without special tokens; nothing is cleaned up, so that rewards see what is there."""
         return str(
-            self._tokenizer.decode(
+            self.tokenizer.decode(
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )

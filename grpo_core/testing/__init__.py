@@ -8,6 +8,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "AdvantageSuite": "grpo_core.testing.advantage_suite",
+        "EnvironmentSuite": "grpo_core.testing.environment_suite",
         "LossSuite": "grpo_core.testing.loss_suite",
         "PluginSuite": "grpo_core.testing.plugin_suite",
         "ReferenceSuite": "grpo_core.testing.reference_suite",
@@ -18,6 +19,7 @@ __getattr__ = lazy_exports(
 
 __all__ = [
     "AdvantageSuite",
+    "EnvironmentSuite",
     "LossSuite",
     "PluginSuite",
     "ReferenceSuite",
@@ -28,6 +30,7 @@ __all__ = [
 if TYPE_CHECKING:
     from grpo_core.testing.advantage_suite import AdvantageSuite
     from grpo_core.testing.config import ScriptedConfig
+    from grpo_core.testing.environment_suite import EnvironmentSuite
     from grpo_core.testing.loss_suite import LossSuite
     from grpo_core.testing.plugin_suite import PluginSuite
     from grpo_core.testing.reference_suite import ReferenceSuite

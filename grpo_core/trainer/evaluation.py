@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from grpo_core.errors import ConfigError
 from grpo_core.estimators import majority, mean_interval, pass_at_k
 from grpo_core.metrics import StepMetrics
-from grpo_core.trainer.observe import observe_lengths
+from grpo_core.trainer.observe import observe_environment, observe_lengths
 from grpo_core.trainer.sampling import sample
 from grpo_core.types import EvalResult, Evaluated, Prompt, Rollout, ScoredRollouts
 from grpo_core.types.evaluation import label_of
@@ -106,6 +106,7 @@ class Part:
         label = label_of(**self._about)
         metrics = StepMetrics()
         observe_lengths(metrics, rollouts, f"eval/{label}/length")
+        observe_environment(metrics, rollouts, f"eval/{label}/")
         return Evaluated(
             step=self._steps_done,
             label=label,

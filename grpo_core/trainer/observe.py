@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from grpo_core.errors import PluginError
 from grpo_core.numerics import bounded, kl_k3
 from grpo_core.types import Abstained, AdvantageRequest, Failed, Rollout, ScoredRollouts
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from grpo_core.metrics import StepMetrics
     from grpo_core.policy import MicroBatch
     from grpo_core.types import ActionTokens, LossOutput
+
+_OWN_GROUPS = {
+    *("advantage", "entropy", "eval", "group", "kl", "length", "loss", "optim", "ratio", "reward"),
+    *("sampling", "sync", "tokens"),
+}
+"""Groups of metrics that no environment may write to; ``time`` is open to all."""
 
 
 def observe_lengths(
@@ -32,10 +39,31 @@ def observe_lengths(
     metrics.mean(f"{prefix}/truncated_share", [float(r.truncated) for r in rollouts])
 
 
+def observe_environment(
+    metrics: StepMetrics, rollouts: Sequence[Rollout], prefix: str = ""
+) -> None:
+    """What the environment says of its rollouts, each number a mean over those that have it.
+
+    Raises:
+        PluginError: a metric's name is not ``group/name``, or its group is one of the core's.
+    """
+    names = {name for rollout in rollouts for name in rollout.metrics}
+    for name in sorted(names):
+        group, slash, _ = name.partition("/")
+        if not slash or group in _OWN_GROUPS:
+            raise PluginError(
+                f"the environment reports the metric {name!r}; it must be called group/name, and "
+                f"the groups {', '.join(sorted(_OWN_GROUPS))} are the core's, whose numbers it "
+                "would change"
+            )
+        metrics.mean(prefix + name, [r.metrics[name] for r in rollouts if name in r.metrics])
+
+
 def observe_sampled(metrics: StepMetrics, rollouts: Sequence[Rollout]) -> None:
     """What was sampled for training: lengths, counts, and the share of softmax(logits / T) that
     truncation left to draw from, over action tokens."""
     observe_lengths(metrics, rollouts)
+    observe_environment(metrics, rollouts)
     metrics.sum("tokens/sampled", float(sum(r.action_count for r in rollouts)))
     metrics.sum("tokens/prompt", float(sum(len(r.prompt_ids) for r in rollouts)))
     known = [math.exp(x) for r in rollouts for x in r.kept_logmass or ()]

@@ -113,7 +113,11 @@ class Run:
         self.output = Path(output)
         self.rewards = tuple(
             r if isinstance(r, Reward) else Reward(provider=r)
-            for r in rewards or getattr(task, "rewards", tuple)()
+            for source in (
+                rewards or getattr(task, "rewards", tuple)(),
+                getattr(self.environment, "rewards", tuple)(),
+            )
+            for r in source
         )
         self.scorer = Scorer(self.rewards)
         self._loss = loss

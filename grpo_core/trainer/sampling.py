@@ -48,6 +48,8 @@ def sample(
             inputs_P=tuple(p.inputs for p in prompts) if any(p.inputs for p in prompts) else (),
         ),
         decode=run.policy.encoder.decode,
+        encoder=run.policy.encoder,
+        context_length=run.policy.context_length,
     )
     with (
         run.policy.autocast(),

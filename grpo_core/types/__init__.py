@@ -38,6 +38,7 @@ from grpo_core.types.tokens import (
     LossOutput,
     Need,
 )
+from grpo_core.types.turns import SampledTurn, Turn, TurnRequest
 
 __all__ = [
     "Abstained",
@@ -65,11 +66,14 @@ __all__ = [
     "RolloutsScored",
     "RunEnd",
     "RunStart",
+    "SampledTurn",
     "SaveRequest",
     "ScoreRequest",
     "ScoredRollouts",
     "Span",
     "StepEnd",
+    "Turn",
+    "TurnRequest",
     "Value",
     "WeightUpdate",
     "WeightsSynced",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from grpo_core.settings import SamplingParams
+    from grpo_core.types.policy import Encoder
     from grpo_core.types.prompts import Prompt
 
 
@@ -78,6 +79,10 @@ class RolloutRequest:
     """The same prompts as token ids, with sampling settings and random keys."""
     decode: Callable[[tuple[int, ...]], str]
     """Token ids to text without special tokens, by the policy's own tokenizer."""
+    encoder: Encoder | None = None
+    """How the policy's tokenizer and chat template render what an environment adds."""
+    context_length: int | None = None
+    """Most tokens of prompt and completion together; ``None``: the model names no bound."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
     from grpo_core.settings import ModelSettings
+    from grpo_core.types.prompts import Prompt
     from grpo_core.types.rollouts import Rollout
+
+
+class Encoder(Protocol):
+    """Text and conversations to token ids, by the policy's own tokenizer and chat template."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def template_kwargs(self) -> Mapping[str, Any]:
+        """``model.chat_template_kwargs``, which every rendering gets."""
+
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        chat_template: str | None = None,
+    ) -> tuple[int, ...]:
+        """Token ids of a prompt, never empty.
+
+        Args:
+            tools: JSON schemas of functions for the chat template to present.
+            chat_template: Jinja text in place of the tokenizer's own.
+
+        Raises:
+            DataError: the prompt renders to nothing, or needs a chat template that is missing.
+        """
 
 
 class PolicyHandle(Protocol):

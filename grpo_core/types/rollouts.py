@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from grpo_core.types.prompts import Prompt
+from grpo_core.types.prompts import Message, Prompt
 
 FinishReason = Literal["stop", "length", "error"]
 """``stop``: an end-of-sequence id or a stop string; ``length``: cut off (truncated);
@@ -64,12 +64,19 @@ class Rollout:
     """Position within the group, ``0 <= sample < group_size``."""
     spans: tuple[Span, ...]
     text: str
-    """A view of the completion for rewards and people, special tokens left out."""
+    """A view of what the policy said, for rewards and people: the sampled spans, special tokens
+    left out. Without inserted text, since a tool's words must not earn the policy a reward."""
     finish_reason: FinishReason
     error: str | None = None
     """Why the environment gave up; set exactly when ``finish_reason == "error"``."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What the environment wants rewards to see (final state, tool calls)."""
+    messages: tuple[Message, ...] = ()
+    """The completion as a conversation, where it is more than one assistant message: assistant
+    messages with their ``tool_calls``, what tools returned, what the user said."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers about this rollout under ``group/name``. A step reports the mean over the rollouts
+    that have one: ``{"tools/calls": 2.0}`` becomes the calls per rollout."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -118,8 +125,11 @@ class Rollout:
         return self.finish_reason == "length"
 
     @property
-    def completion(self) -> str | list[dict[str, str]]:
-        """The text in the prompt's own form: a string, or a list with the assistant's message."""
+    def completion(self) -> str | list[dict[str, Any]]:
+        """The completion in the prompt's own form: a string, or a list of messages, one from the
+        assistant unless the environment knows of more."""
         if self.prompt.conversational:
+            if self.messages:
+                return [dict(message) for message in self.messages]
             return [{"role": "assistant", "content": self.text}]
         return self.text

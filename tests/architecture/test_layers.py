@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "yaml12": set(),
     "rewards": GROUND | {"attribution", "protocols"},
     "scoring": GROUND | {"attribution", "metrics", "rewards"},
+    "turns": GROUND | {"protocols"},
     "policy": GROUND | {"batching", "protocols"},
     # `builtin` registers through the same door as any plugin, so it sees what a plugin sees.
     "builtin": GROUND | {"hookspecs", "plugins.registrar", "protocols", "secrets"},
@@ -48,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "demo",
         "hooks",
         "hookspecs",
+        "metrics",
         "plugins",
         "policy",
         "protocols",

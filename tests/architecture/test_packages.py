@@ -19,6 +19,7 @@ PUBLIC = {
     "secrets",
     "settings",
     "staging",
+    "turns",
     "types",
 }
 """Modules of the core that a plugin may import, besides ``grpo_core`` itself."""
@@ -90,6 +91,7 @@ def test_every_plugin_is_looked_at(project) -> None:
         "grpo_reward_model",
         "grpo_rewards",
         "grpo_savers",
+        "grpo_tools",
     }
 
 

@@ -22,6 +22,7 @@ from grpo_core import (
     TrainSettings,
     train,
 )
+from grpo_core.demo import checkpoint
 from grpo_core.demo.arithmetic import Arithmetic
 from grpo_core.hooks import LIFECYCLE_HOOKS, REGISTRATION_HOOKS
 from grpo_core.rewards import Reward
@@ -30,6 +31,7 @@ from grpo_core.testing import ScriptedConfig, ScriptedGenerator
 from grpo_core.types import GeneratedGroup, GenerateRequest, Rollout, ScoreRequest, Value
 from grpo_losses import GroupAdvantage, Grpo, GrpoConfig, SamplerCorrection
 from grpo_references import FrozenReference
+from grpo_tools import Tools, ToolsConfig
 
 
 @pytest.fixture
@@ -77,11 +79,13 @@ def test_every_metric_of_a_run_is_described_and_every_description_has_a_metric(
         for i, (model, loss) in enumerate(losses)
         for name in names_of_a_run(model, tmp_path / str(i), loss)
     }
+    found |= {generic(name) for name in names_of_a_run_with_tools(tmp_path / "tools")}
     assert found == described
 
 
 def generic(name: str) -> str:
     name = re.sub(r"^eval/(sampled|greedy)/", "eval/<kind>/", name)
+    name = re.sub(r"^eval/<kind>/(tools|time)/.*", "eval/<kind>/<environment metric>", name)
     name = re.sub(r"@\d+$", lambda found: "@<k>" if "pass" in name else "@<n>", name)
     return name.replace("/length-of/", "/<provider>/").replace("/length-of", "/<provider>")
 
@@ -114,6 +118,35 @@ def names_of_a_run(model: Path, folder: Path, loss: Grpo) -> set[str]:
     return {
         name for step in (*result.history, *result.evaluations) for name in step if name != "step"
     }
+
+
+def names_of_a_run_with_tools(folder: Path) -> set[str]:
+    """Those that an environment adds; calls are made, but nothing is learned."""
+    call = '<tool_call>{"name": "double", "arguments": {"a": 2}}</tool_call>'
+    run = Run(
+        policy=Policy(ModelSettings(path=str(checkpoint("habit"))), OptimizerSettings()),
+        task=Arithmetic(),
+        generator=ScriptedGenerator(ScriptedConfig(completions=((call, "4"),))),
+        environment=Tools(ToolsConfig(chat_template="chatml"), tools=[double]),
+        rewards=[Reward(provider=LengthOf(), label="length-of")],
+        advantage=GroupAdvantage(),
+        loss=Grpo(),
+        settings=TrainSettings(steps=1, prompts_per_step=1, group_size=2),
+        sampling=SamplingParams(max_tokens=128),
+        evaluation=EvaluationSettings(prompts=1, sampling={"greedy": {"temperature": 0}}),
+        output=folder,
+    )
+    result = train(run)
+    return {name for step in (*result.history, *result.evaluations) for name in step} - {"step"}
+
+
+def double(a: int) -> int:
+    """Double.
+
+    Args:
+        a: What.
+    """
+    return 2 * a
 
 
 class Truncating(ScriptedGenerator):

@@ -56,7 +56,8 @@ def test_longest_prompts_first(make_request: Callable[..., GenerateRequest]) -> 
     request = make_request(*prompts, group_size=2)
     units = admission_order(request, room(request, HFConfig(), shared=False))
     assert [unit[0].prompt for unit in units] == [1, 3, 2, 0]
-    assert units[0][0] == Row(prompt=1, sample=0)
+    first = Row(prompt=1, sample=0, prompt_ids=prompts[1], key=1, max_tokens=12)
+    assert units[0][0] == first
 
 
 def test_a_bound_too_small_for_one_row(make_request: Callable[..., GenerateRequest]) -> None:

@@ -131,7 +131,7 @@ def test_lone_surrogates_are_written_visibly(folder: Path) -> None:
 
 def test_the_schema_has_a_version_and_the_weights(folder: Path) -> None:
     metadata = pq.read_schema(folder / "step-000012.parquet").metadata
-    assert metadata[VERSION_KEY.encode()] == b"2"
+    assert metadata[VERSION_KEY.encode()] == b"3"
     assert json.loads(metadata[WEIGHTS_KEY.encode()]) == {"exact-answer": 1.0, "style": 0.5}
 
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from grpo_generator_hf.model_step import ModelStep
+from grpo_generator_hf.model_step import ModelStep, attention_over_slots
 from grpo_generator_hf.slots import Admission, Slots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from grpo_core.types import Completion, GenerateRequest
+    from grpo_core.types import Completion
     from grpo_generator_hf.draws import Draws
-    from grpo_generator_hf.rows import Room, Row
+    from grpo_generator_hf.rows import Room, Row, Unit
 
 _PREFILL_TOKENS = 2048
 """Prompt tokens computed in one pass. Products no longer gain above some hundred rows on a CPU;
@@ -36,15 +36,13 @@ class Decoder:
     def __init__(
         self,
         base: PreTrainedModel,
-        request: GenerateRequest,
-        waiting: Sequence[tuple[Row, ...]],
         room: Room,
         slots: Slots,
         draws: Draws,
         step: Step | None = None,
     ) -> None:
-        self._request = request
-        self._waiting = deque(waiting)
+        self._base = base
+        self._waiting: deque[Unit] = deque()
         self._room = room
         self._slots = slots
         self._draws = draws
@@ -56,12 +54,20 @@ class Decoder:
     def done(self) -> bool:
         return not self._waiting and not len(self._slots)
 
+    def add(self, units: Sequence[Unit]) -> None:
+        """More rows, behind those that wait."""
+        self._waiting.extend(units)
+
     def advance(self) -> dict[Row, Completion]:
         """Admit what fits, draw one token for every row, and compute the next logits.
 
         Returns:
             The rows that ended with this token.
         """
+        with attention_over_slots(self._base):
+            return self._advance()
+
+    def _advance(self) -> dict[Row, Completion]:
         logits = [self._logits_BV] if self._logits_BV is not None else []
         logits += self._admitted()
         token_B = self._draws.draw(logits[0] if len(logits) == 1 else torch.cat(logits))
@@ -76,7 +82,7 @@ class Decoder:
 
     def _admitted(self) -> list[Tensor]:
         """Logits of the first token of every row that is new, ``(rows, V)`` each."""
-        units: list[tuple[Row, ...]] = []
+        units: list[Unit] = []
         rows, prompts = len(self._slots), self._slots.prompts
         while self._waiting and self._room.fits(rows + len(self._waiting[0]), prompts + 1):
             units.append(self._waiting.popleft())
@@ -84,11 +90,11 @@ class Decoder:
             prompts += 1
         return [self._prefilled(part) for part in self._parts(units)]
 
-    def _parts(self, units: Sequence[tuple[Row, ...]]) -> list[list[tuple[Row, ...]]]:
-        parts: list[list[tuple[Row, ...]]] = []
+    def _parts(self, units: Sequence[Unit]) -> list[list[Unit]]:
+        parts: list[list[Unit]] = []
         tokens = 0
         for unit in units:
-            length = len(self._request.prompt_ids_P[unit[0].prompt])
+            length = len(unit[0].prompt_ids)
             if not parts or tokens + length > _PREFILL_TOKENS:
                 parts.append([])
                 tokens = 0
@@ -96,11 +102,8 @@ class Decoder:
             tokens += length
         return parts
 
-    def _prefilled(self, units: Sequence[tuple[Row, ...]]) -> Tensor:
-        prompt_ids_P = self._request.prompt_ids_P
-        admissions = [
-            Admission(prompt_ids=prompt_ids_P[unit[0].prompt], rows=len(unit)) for unit in units
-        ]
+    def _prefilled(self, units: Sequence[Unit]) -> Tensor:
+        admissions = [Admission(prompt_ids=unit[0].prompt_ids, rows=len(unit)) for unit in units]
         self._draws.admit([row for unit in units for row in unit])
         self._slots.admit(admissions)
         logits_PV = self._model.prefill(admissions)

@@ -16,7 +16,7 @@ from grpo_generator_hf.sampling import draw, log_mass, most_likely, tempered, tr
 from grpo_generator_hf.stopping import StopStrings
 
 if TYPE_CHECKING:
-    from grpo_core.types import GenerateRequest
+    from grpo_core.types import GenerateRequest, TurnRequest
     from grpo_generator_hf.rows import Row
 
 _POSITIONS_AT_ONCE = 64
@@ -33,7 +33,7 @@ class Draws:
 
     def __init__(
         self,
-        request: GenerateRequest,
+        request: GenerateRequest | TurnRequest,
         decode: Callable[[list[int]], str],
         device: torch.device,
     ) -> None:
@@ -119,18 +119,17 @@ class Draws:
             record.kept_logmass.append(kept_logmass)
         if token in self._eos or record.stop.completed_by(token):
             record.finish_reason = "stop"
-        elif len(record.token_ids) == self._sampling.max_tokens:
+        elif len(record.token_ids) == record.row.max_tokens:
             record.finish_reason = "length"
 
     def _uniform_B(self) -> Tensor:
         due = [r for r in self._lines if len(r.token_ids) % _POSITIONS_AT_ONCE == 0]
         if due:
-            prompt_ids_P, keys_P = self._request.prompt_ids_P, self._request.prompt_keys_P
-            start_B = np.array([len(prompt_ids_P[r.row.prompt]) + len(r.token_ids) for r in due])
+            start_B = np.array([len(r.row.prompt_ids) + len(r.token_ids) for r in due])
             numbers_BT = uniforms(
                 seed=self._request.seed,
                 step=self._request.step,
-                prompt_key_B=np.array([keys_P[r.row.prompt] for r in due]),
+                prompt_key_B=np.array([r.row.key for r in due]),
                 sample_B=np.array([r.row.sample for r in due]),
                 position_BT=start_B[:, None] + np.arange(_POSITIONS_AT_ONCE),
             )
@@ -147,8 +146,8 @@ class Draws:
         known = 0 if self._seen_BV is None else len(self._seen_BV)
         new_BV = torch.zeros_like(logits_BV[known:], dtype=torch.bool)
         for line, record in enumerate(self._lines[known:]):
-            ids = self._request.prompt_ids_P[record.row.prompt]
-            new_BV[line, torch.tensor(ids, device=self._device)] = True
+            ids = torch.tensor(record.row.prompt_ids, device=self._device)
+            new_BV[line, ids] = True
         self._seen_BV = new_BV if self._seen_BV is None else torch.cat([self._seen_BV, new_BV])
         return self._seen_BV
 

@@ -7,6 +7,7 @@ drawn here is left.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -24,14 +25,35 @@ from transformers import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from grpo_core.types import Completion, GenerateRequest
+    from grpo_core.types import Completion
     from grpo_generator_hf.draws import Draws
-    from grpo_generator_hf.rows import Row
+    from grpo_generator_hf.rows import Row, Unit
+
+
+class ByGenerate:
+    """The rows that wait; each unit is decoded when its turn comes."""
+
+    def __init__(
+        self, base: PreTrainedModel, draws: Callable[[], Draws], device: torch.device
+    ) -> None:
+        self._base, self._draws, self._device = base, draws, device
+        self._waiting: deque[Unit] = deque()
+
+    @property
+    def done(self) -> bool:
+        return not self._waiting
+
+    def add(self, units: Sequence[Unit]) -> None:
+        """More rows, behind those that wait."""
+        self._waiting.extend(units)
+
+    def advance(self) -> dict[Row, Completion]:
+        """Decode the next rows to their end."""
+        return decode_by_generate(self._base, self._waiting.popleft(), self._draws(), self._device)
 
 
 def decode_by_generate(
     base: PreTrainedModel,
-    request: GenerateRequest,
     rows: Sequence[Row],
     draws: Draws,
     device: torch.device,
@@ -41,12 +63,12 @@ def decode_by_generate(
     One prompt at a time: with others of unlike length there would be padding, which recurrent
     layers carry along.
     """
-    ids_BT = torch.tensor([request.prompt_ids_P[rows[0].prompt]], device=device)
+    ids_BT = torch.tensor([rows[0].prompt_ids], device=device)
     ids_BT = ids_BT.repeat(len(rows), 1)
     draws.admit(rows)
     # PreTrainedModel does not declare what its generation mixin adds.
     generate = cast("Callable[..., object]", base.generate)
-    with _own_generation_config(base, request.sampling.max_tokens):
+    with _own_generation_config(base, max(row.max_tokens for row in rows)):
         generate(
             ids_BT,
             attention_mask=torch.ones_like(ids_BT),

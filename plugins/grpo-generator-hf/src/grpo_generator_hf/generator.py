@@ -9,16 +9,23 @@ from typing import TYPE_CHECKING, cast
 
 from grpo_core.errors import SyncError
 from grpo_core.policy import base_of, context_length
-from grpo_core.types import Completion, GeneratedGroup
+from grpo_core.types import GeneratedGroup, SampledTurn
 from grpo_generator_hf.capability import can_share, fusion_obstacle, slots_obstacle
 from grpo_generator_hf.config import HFConfig
 from grpo_generator_hf.decoder import Decoder
 from grpo_generator_hf.draws import Draws
-from grpo_generator_hf.fallback import decode_by_generate
+from grpo_generator_hf.fallback import ByGenerate
 from grpo_generator_hf.fused_step import FusedStep
 from grpo_generator_hf.mode import sampling_mode
-from grpo_generator_hf.model_step import attention_over_slots
-from grpo_generator_hf.rows import Room, Row, admission_order, check, room
+from grpo_generator_hf.rows import (
+    Room,
+    Row,
+    admission_order,
+    check,
+    room,
+    turn_room,
+    turn_units,
+)
 from grpo_generator_hf.slots import Slots
 
 if TYPE_CHECKING:
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from grpo_core.protocols import BuildContext
-    from grpo_core.types import GenerateRequest, WeightUpdate
+    from grpo_core.types import Completion, GenerateRequest, Turn, TurnRequest, WeightUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -67,32 +74,43 @@ class HFGenerator:
             FloatingPointError: the model's logits are NaN or infinite.
         """
         # Not a generator function itself: a wrong request fails here, not at the first `next`.
-        update = self._held
-        if update is None:
-            raise SyncError("generator 'hf' has no weights: sync() must come before generate()")
+        update = self._weights()
         check(request, context_length(update.model))
         shared = self._over_slots and _shares(base_of(update.model), request)
         return self._groups(request, update, room(request, self._config, shared=shared))
 
+    def sample_turns(self, request: TurnRequest) -> Iterator[SampledTurn]:
+        """Yield turns as they end; those that become ready meanwhile join with the next token.
+
+        Raises:
+            ConfigError: a rollout cannot be served within the bounds.
+            SyncError: there are no weights yet.
+            FloatingPointError: the model's logits are NaN or infinite.
+        """
+        return self._turns(request, self._weights(), turn_room(request, self._config))
+
     def close(self) -> None:
         self._held = None
+
+    def _weights(self) -> WeightUpdate:
+        if self._held is None:
+            raise SyncError("generator 'hf' has no weights: sync() must come before generate()")
+        return self._held
 
     def _groups(
         self, request: GenerateRequest, update: WeightUpdate, bounds: Room
     ) -> Iterator[GeneratedGroup]:
         waiting: dict[int, dict[int, Completion]] = {}
-        ended = (self._decoded if self._over_slots else self._generated)(request, update, bounds)
+        units = admission_order(request, bounds)
+        with sampling_mode(update.model):
+            decoding = self._decoding(request, update, bounds, rows=sum(map(len, units)))
+        decoding.add(units)
         while True:
-            if self._held is not update:
-                raise SyncError(
-                    f"generator 'hf' was synced or closed while it was sampling step "
-                    f"{request.step} at policy_version {update.policy_version}: the rest of the "
-                    "request would come from other weights"
-                )
+            self._still_hold(update, request)
             # Nothing is held open across a yield: eval mode and `no_grad` would leak into
             # whatever the caller does next.
             with sampling_mode(update.model):
-                complete = _next_groups(ended, waiting, request.group_size)
+                complete = _next_groups(decoding, waiting, request.group_size)
             if not complete:
                 return
             for index in complete:
@@ -103,38 +121,68 @@ class HFGenerator:
                     policy_version=update.policy_version,
                 )
 
-    def _decoded(
-        self, request: GenerateRequest, update: WeightUpdate, bounds: Room
-    ) -> Iterator[dict[Row, Completion]]:
-        """What ended with each token, of rows decoded together; in the caller's `sampling_mode`."""
-        base = base_of(update.model)
-        device = _input_device(base)
-        slots = Slots(shared=bounds.prompt_positions > 0, device=device)
-        units = admission_order(request, bounds)
-        rows = min(bounds.rows, sum(map(len, units)))
-        decoder = Decoder(
-            base,
-            request,
-            units,
-            bounds,
-            slots,
-            Draws(request, partial(_text, update.tokenizer), device),
-            FusedStep(base, slots, rows=rows) if self._fused else None,
-        )
-        while not decoder.done:
-            with attention_over_slots(base):
-                ended = decoder.advance()
-            yield ended
+    def _turns(
+        self, request: TurnRequest, update: WeightUpdate, bounds: Room
+    ) -> Iterator[SampledTurn]:
+        with sampling_mode(update.model):
+            decoding = self._decoding(request, update, bounds, rows=request.rollouts)
+        asked: dict[tuple[int, int], Turn] = {}
 
-    def _generated(
-        self, request: GenerateRequest, update: WeightUpdate, bounds: Room
-    ) -> Iterator[dict[Row, Completion]]:
-        """The same through `model.generate`, some rows of one prompt at a time."""
+        def take(*, wait: bool) -> None:
+            turns = request.take(wait)
+            asked.update({(turn.key, turn.sample): turn for turn in turns})
+            decoding.add(turn_units(turns, bounds))
+
+        while True:
+            self._still_hold(update, request)
+            # Waiting for a tool is outside the context too: it may take a minute.
+            take(wait=decoding.done)
+            if decoding.done:
+                return
+            ended: dict[Row, Completion] = {}
+            with sampling_mode(update.model):
+                while not ended and not decoding.done:
+                    ended = decoding.advance()
+                    if not ended:
+                        take(wait=False)
+            for row, completion in ended.items():
+                yield SampledTurn(
+                    turn=asked.pop((row.prompt, row.sample)),
+                    completion=completion,
+                    policy_version=update.policy_version,
+                )
+
+    def _still_hold(self, update: WeightUpdate, request: GenerateRequest | TurnRequest) -> None:
+        if self._held is not update:
+            raise SyncError(
+                f"generator 'hf' was synced or closed while it was sampling step "
+                f"{request.step} at policy_version {update.policy_version}: the rest of the "
+                "request would come from other weights"
+            )
+
+    def _decoding(
+        self,
+        request: GenerateRequest | TurnRequest,
+        update: WeightUpdate,
+        bounds: Room,
+        *,
+        rows: int,
+    ) -> Decoder | ByGenerate:
+        """Rows decoded together, or some of one prompt at a time through `model.generate`; to be
+        used in the caller's `sampling_mode`."""
         base = base_of(update.model)
         device = _input_device(base)
-        for unit in admission_order(request, bounds):
-            draws = Draws(request, partial(_text, update.tokenizer), device)
-            yield decode_by_generate(base, request, unit, draws, device)
+
+        def draws() -> Draws:
+            return Draws(request, partial(_text, update.tokenizer), device)
+
+        if not self._over_slots:
+            return ByGenerate(base, draws, device)
+        slots = Slots(shared=bounds.prompt_positions > 0, device=device)
+        # The number of rows chooses a layout of the weights, which rounds in its own way: it must
+        # not depend on how many turns happened to be ready.
+        fused = FusedStep(base, slots, rows=min(bounds.rows, rows)) if self._fused else None
+        return Decoder(base, bounds, slots, draws(), fused)
 
     def _try_out(self, model: torch.nn.Module) -> None:
         base = base_of(model)
@@ -158,11 +206,11 @@ class HFGenerator:
 
 
 def _next_groups(
-    ended: Iterator[dict[Row, Completion]], waiting: dict[int, dict[int, Completion]], size: int
+    decoding: Decoder | ByGenerate, waiting: dict[int, dict[int, Completion]], size: int
 ) -> list[int]:
     """Take completions until some group is whole; which ones are. None at the end."""
-    for completions in ended:
-        for row, completion in completions.items():
+    while not decoding.done:
+        for row, completion in decoding.advance().items():
             waiting.setdefault(row.prompt, {})[row.sample] = completion
         complete = [prompt for prompt, group in waiting.items() if len(group) == size]
         if complete:

@@ -1,6 +1,6 @@
 """Scored rollouts as an Arrow table.
 
-Schema version 2, one row per rollout:
+Schema version 3, one row per rollout:
 
 =====================  ============  =========================================================
 column                 type          meaning
@@ -22,6 +22,7 @@ error                  string        why the environment gave up
 advantage              double
 columns                string, JSON  the task's other columns
 extra                  string, JSON  what the environment added
+messages               string, JSON  the completion as a conversation, where it has several turns
 reward/<provider>      double        null when there is no value
 outcome/<provider>     string        value, abstained, error, timeout or invalid
 reason/<provider>      string        why there is no value
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from grpo_core.types import RewardOutcome, Rollout, RolloutsScored, ScoredRollouts
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 VERSION_KEY = "grpo_core.rollouts.schema"
 WEIGHTS_KEY = "grpo_core.rollouts.weights"
 
@@ -66,6 +67,7 @@ FIELDS = (
     pa.field("advantage", pa.float64(), nullable=False),
     pa.field("columns", pa.string(), nullable=False),
     pa.field("extra", pa.string(), nullable=False),
+    pa.field("messages", pa.string()),
 )
 
 
@@ -114,6 +116,7 @@ def _rollout(rollout: Rollout) -> dict[str, Any]:
         "error": None if rollout.error is None else _text(rollout.error),
         "columns": _json(dict(rollout.prompt.columns)),
         "extra": _json(dict(rollout.extra)),
+        "messages": _json([dict(m) for m in rollout.messages]) if rollout.messages else None,
     }
 
 
