@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, overload
 
@@ -50,6 +50,7 @@ class Mixture:
                 PromptShare(count=len(prompts), weight=weight)
                 for (_, prompts), weight in zip(train, weights, strict=True)
             )
+        self._parts = tuple(parts)
         held_out = [(part.source, part.task.eval_prompts()) for part in parts]
         self._eval = MixedPrompts(held_out, _spread([len(prompts) for _, prompts in held_out]))
 
@@ -59,6 +60,21 @@ class Mixture:
     def eval_prompts(self) -> Sequence[Prompt]:
         """Those of all sources, interleaved, so that the first of them stand for all."""
         return self._eval
+
+    def eval_sets(self) -> Mapping[str, Sequence[Prompt]]:
+        """The held-out prompts of each source that has some, by its name: they are evaluated apart,
+        since a mean over all hides that one of them gets worse. A task that has several sets of its
+        own adds their names: ``sums-hard``."""
+        found: dict[str, Sequence[Prompt]] = {}
+        for part in self._parts:
+            own = getattr(part.task, "eval_sets", None)
+            sets = own() if own is not None else {"": part.task.eval_prompts()}
+            for name, prompts in sets.items():
+                if len(prompts):
+                    places = [(0, index) for index in range(len(prompts))]
+                    label = "-".join(word for word in (part.source, name) if word)
+                    found[label] = MixedPrompts([(part.source, prompts)], places)
+        return found
 
 
 class MixtureTask(Mixture):

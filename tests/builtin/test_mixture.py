@@ -107,6 +107,17 @@ def test_held_out_prompts_are_interleaved(places: dict[str, str]) -> None:
     assert held_out[0].id == "c/eval/0"
 
 
+def test_sources_are_evaluated_apart(places: dict[str, str]) -> None:
+    task = mixed({"path": places["a"], "eval_path": places["b"]}, {"path": places["c"]})
+    sets = task.eval_sets()
+    assert list(sets) == ["a"], "a source without held-out prompts has no set"
+    assert [p.id for p in sets["a"][:2]] == ["a/eval/0", "a/eval/1"]
+    assert mixed({"path": places["a"]}).eval_sets() == {}
+    nested = Mixture([Part(source="x", task=task), Part(source="y", task=task)])
+    assert list(nested.eval_sets()) == ["x-a", "y-a"]
+    assert nested.eval_sets()["x-a"][0].id == "x/a/eval/0"
+
+
 def test_each_source_has_its_own_options(places: dict[str, str]) -> None:
     task = mixed(
         {"path": places["a"], "prompt_template": "A: {prompt}", "max_prompts": 5},

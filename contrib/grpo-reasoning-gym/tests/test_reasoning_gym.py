@@ -141,6 +141,12 @@ def test_several_datasets_are_drawn_by_weight() -> None:
     for step in range(10):
         assert Counter(p.source for p in stream.at(step)) == {"chain_sum": 3, "gcd": 1}
     assert [p.source for p in task.eval_prompts()[:4]] == ["chain_sum", "gcd"] * 2
+    sets = task.eval_sets()
+    assert {name: {p.source for p in found} for name, found in sets.items()} == {
+        "chain_sum": {"chain_sum"},
+        "gcd": {"gcd"},
+    }
+    assert list(make(dataset="gcd", eval_size=2).eval_sets()) == [""]
 
 
 def test_a_prompt_is_the_same_in_another_process_and_another_seed_is_not() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from reasoning_gym.utils import SYSTEM_PROMPTS
@@ -40,6 +40,7 @@ class ReasoningGym:
         if config is None:
             raise ConfigError("reasoning-gym needs a dataset: ReasoningGymConfig(dataset='...')")
         seed = config.seed if config.seed is not None else context.seed if context else 0
+        self._several = len(config.specs()) > 1
         parts = [_Part(spec, config, seed) for spec in config.specs()]
         self._train = GeneratedPrompts(
             [(part, index) for part in parts for index in range(config.size)], "train"
@@ -62,6 +63,15 @@ class ReasoningGym:
     def eval_prompts(self) -> Sequence[Prompt]:
         """Ids are ``<dataset>/eval/<index>``; empty without ``eval_size``."""
         return self._eval
+
+    def eval_sets(self) -> Mapping[str, Sequence[Prompt]]:
+        """The held-out prompts of each dataset by its name, where there are several datasets."""
+        if not self._several:
+            return {"": self._eval}
+        found: dict[str, list[tuple[_Part, int]]] = {}
+        for part, index in self._eval.places:
+            found.setdefault(part.spec.source, []).append((part, index))
+        return {name: GeneratedPrompts(places, "eval") for name, places in found.items()}
 
     def rewards(self) -> Sequence[ReasoningGymReward]:
         """The datasets' own verifiers, for when the config names no rewards."""
@@ -132,11 +142,11 @@ class GeneratedPrompts(Sequence[Prompt]):
     shares: tuple[PromptShare, ...] = ()
 
     def __init__(self, places: Sequence[tuple[_Part, int]], label: str) -> None:
-        self._places = places
+        self.places = places
         self._label = label
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     @overload
     def __getitem__(self, index: int) -> Prompt: ...
@@ -144,6 +154,6 @@ class GeneratedPrompts(Sequence[Prompt]):
     def __getitem__(self, index: slice) -> GeneratedPrompts: ...
     def __getitem__(self, index: int | slice) -> Prompt | GeneratedPrompts:
         if isinstance(index, slice):
-            return GeneratedPrompts(self._places[index], self._label)
-        part, number = self._places[index]
+            return GeneratedPrompts(self.places[index], self._label)
+        part, number = self.places[index]
         return part.prompt(number, self._label)
