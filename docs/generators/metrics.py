@@ -19,8 +19,8 @@ of, tokens or rollouts, not over microbatches. Evaluations have theirs in the ev
 
 `<provider>` stands for the name or label of a reward, `<source>` for a source of a mixture,
 `<kind>` for a way of sampling, `sampled` or `greedy` unless the settings name others;
-`gsm8k:greedy` where a task has several held-out data sets, `saved:greedy` after `evaluation.after_saving`. See
-[how to evaluate](../how-to/evaluate.md).
+`gsm8k:greedy` where a task has several held-out data sets, `saved:greedy` after
+`evaluation.after_saving`. See [how to evaluate](../how-to/evaluate.md).
 """
 
 NOTICES = """\
