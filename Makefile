@@ -10,12 +10,17 @@ PACKAGES = pyproject.toml $(PLUGINS:=/pyproject.toml) constraints.txt
 INSTALL = $(BIN)/python -m pip install --constraint constraints.txt
 EDITABLE_PLUGINS = $(PLUGINS:%=--editable %)
 
-.PHONY: help demo test lint types clean
+CONTRIB = $(patsubst %/pyproject.toml,%,$(wildcard contrib/*/pyproject.toml))
+# Its own environment: what contrib needs is heavy, and must not be what the core is tested with.
+CONTRIB_VENV = .venv-contrib
+
+.PHONY: help demo test contrib lint types clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo     train a small language model, in a few minutes on a CPU"
 	@echo "make test     run the tests; ARGS='-k name' chooses some"
+	@echo "make contrib  test and type-check contrib/, in an environment of its own"
 	@echo "make lint     ruff: rules and format"
 	@echo "make types    mypy --strict"
 	@echo "make clean    remove $(VENV) and caches"
@@ -27,6 +32,11 @@ demo: $(VENV)/.run
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
 
+contrib: $(CONTRIB_VENV)/.contrib
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CONTRIB_VENV)/bin/python -m pytest contrib
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CONTRIB_VENV)/bin/python -m pytest tests/docs -k contrib
+	MYPYPATH=$$(echo $(CONTRIB:%=%/src) | tr ' ' ':') $(CONTRIB_VENV)/bin/mypy $(CONTRIB:%=%/src)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -35,7 +45,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CONTRIB_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Environments made by uv have no pip of their own.
 $(VENV)/.pip: | $(BIN)/python
@@ -49,6 +59,12 @@ $(VENV)/.run: $(PACKAGES) | $(VENV)/.pip
 $(VENV)/.test: $(PACKAGES) | $(VENV)/.pip
 	$(INSTALL) --editable '.[hf,rewards,tensorboard,testing,dev]' $(EDITABLE_PLUGINS)
 	@touch $(VENV)/.run $@
+
+$(CONTRIB_VENV)/.contrib: $(PACKAGES) $(CONTRIB:=/pyproject.toml) contrib/constraints.txt
+	$(MAKE) VENV=$(CONTRIB_VENV) $(CONTRIB_VENV)/.test
+	$(CONTRIB_VENV)/bin/python -m pip install --constraint constraints.txt \
+	  --constraint contrib/constraints.txt $(CONTRIB:%=--editable %)
+	@touch $@
 
 $(BIN)/python:
 	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \

@@ -66,10 +66,13 @@ class BuildContext:
 class Task(Protocol):
     """Where prompts come from.
 
-    The sequences may be lazy; the core draws indices from them by the run's seed. Optionally
-    ``rewards() -> Sequence[RewardProvider | RewardFunction]`` brings the task's own rewards,
-    used when the config names none, and ``eval_sets() -> Mapping[str, Sequence[Prompt]]`` several
-    held-out data sets in place of the one of ``eval_prompts``.
+    The sequences may be lazy; the core draws indices from them by the run's seed: all in a new
+    order every epoch. A training sequence with an attribute ``shares`` (``PromptShare`` for each
+    of its consecutive parts, counts adding up to its length) is drawn from by weight instead, each
+    part with epochs of its own. Optionally ``rewards() -> Sequence[RewardProvider |
+    RewardFunction]`` brings the task's own rewards, used when the config names none, and
+    ``eval_sets() -> Mapping[str, Sequence[Prompt]]`` several held-out data sets in place of the one
+    of ``eval_prompts``.
     """
 
     def train_prompts(self) -> Sequence[Prompt]: ...

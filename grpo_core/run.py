@@ -9,7 +9,7 @@ from typing import Any
 from grpo_core.config import ResolvedComponent, ResolvedConfig, load_config
 from grpo_core.plugins import Registry, Role, build
 from grpo_core.policy import Policy
-from grpo_core.protocols import BuildContext
+from grpo_core.protocols import BuildContext, Task
 from grpo_core.rewards import Reward
 from grpo_core.trainer import Run
 
@@ -34,16 +34,7 @@ def build_run(resolved: ResolvedConfig) -> Run:
     config = resolved.config
     builder = _Builder(seed=config.train.seed, run_dir=Path(config.output))
     task = builder.one(resolved.component("task"))
-    rewards = [
-        Reward(
-            provider=builder.one(component),
-            weight=component.weight,
-            label=component.label or component.name.rpartition(":")[2],
-            on_error=component.on_error,
-            source=str(component.registration.source),
-        )
-        for component in resolved.rewards
-    ]
+    rewards = builder.rewards(resolved)
     single: dict[Role, Any] = {
         role: builder.one(resolved.component(role))
         for role in ("environment", "advantage", "loss", "reference", "generator")
@@ -84,6 +75,21 @@ def probe(resolved: ResolvedConfig) -> dict[str, str]:
     return policy.choices
 
 
+def build_scoring(resolved: ResolvedConfig) -> tuple[Task, list[Reward]]:
+    """The task and the rewards of a checked config alone; loads no model of the policy.
+
+    Where the config names no rewards, they are the task's own.
+    """
+    config = resolved.config
+    builder = _Builder(seed=config.train.seed, run_dir=Path(config.output))
+    task: Task = builder.one(resolved.component("task"))
+    own: Sequence[Any] = getattr(task, "rewards", tuple)()
+    rewards = builder.rewards(resolved) or [
+        r if isinstance(r, Reward) else Reward(provider=r) for r in own
+    ]
+    return task, rewards
+
+
 class _Builder:
     """Builds components and remembers who made them, for errors."""
 
@@ -100,3 +106,16 @@ class _Builder:
         source = component.registration.source
         self.labels[id(made)] = f"{component.role} {component.name!r} ({source})"
         return made
+
+    def rewards(self, resolved: ResolvedConfig) -> list[Reward]:
+        """Those that the config names, in its order."""
+        return [
+            Reward(
+                provider=self.one(component),
+                weight=component.weight,
+                label=component.label or component.name.rpartition(":")[2],
+                on_error=component.on_error,
+                source=str(component.registration.source),
+            )
+            for component in resolved.rewards
+        ]

@@ -17,10 +17,10 @@ Every step has one number per name, over all ranks: in `metrics.jsonl`, in Tenso
 of, tokens or rollouts, not over microbatches. Evaluations have theirs in the event of
 `grpo_evaluated` and in `train(run).evaluations`. A mean over nothing is left out.
 
-`<provider>` stands for the name or label of a reward, `<kind>` for a way of
-sampling, `sampled` or `greedy` unless the settings name others; `gsm8k:greedy` where a task has
-several held-out data sets, `saved:greedy` after `evaluation.after_saving`. See
-[how to evaluate](../how-to/evaluate.md).
+`<provider>` stands for the name or label of a reward, `<source>` for a source of a mixture,
+`<kind>` for a way of sampling, `sampled` or `greedy` unless the settings name others;
+`gsm8k:greedy` where a task has several held-out data sets, `saved:greedy` after
+`evaluation.after_saving`. See [how to evaluate](../how-to/evaluate.md).
 """
 
 NOTICES = """\

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def content_of(value: Any, system_prompt: str | None) -> str | tuple[Mapping[str, Any], ...]:
+def content_of(
+    value: Any, system_prompt: str | None, *, conversational: bool = False
+) -> str | tuple[Mapping[str, Any], ...]:
     """A checked cell as the content of a prompt."""
     if isinstance(value, str):
-        if system_prompt is None:
+        if system_prompt is None and not conversational:
             return value
         value = [{"role": "user", "content": value}]
     # Arrow gives every message every key that any message has; chat templates take a key that
@@ -56,3 +58,13 @@ def _text_problem(text: str, may_be_empty: bool = False) -> str | None:
         # Tokenizers and Parquet writers refuse half a surrogate pair, hours later.
         return f"has half a surrogate pair at character {error.start}: it is no valid Unicode text"
     return None
+
+
+def characters(value: Any) -> int:
+    """How long a checked cell is: characters of the text, or of all messages together."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        # A block of content: {"type": "text", "text": "..."}.
+        return characters(value.get("text", value.get("content")) or "")
+    return sum(characters(part) for part in value or ())

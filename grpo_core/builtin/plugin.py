@@ -20,6 +20,12 @@ def grpo_register_tasks(register: Register) -> None:
         config="grpo_core.builtin.config:DatasetConfig",
         summary="JSONL, Parquet, a datasets folder or a Hub id with a `prompt` column.",
     )
+    register(
+        "mixture",
+        "grpo_core.builtin.mixture:MixtureTask",
+        config="grpo_core.builtin.config:MixtureConfig",
+        summary="Several data sets with weights, each with the options of `dataset`.",
+    )
 
 
 @hookimpl

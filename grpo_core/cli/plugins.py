@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,14 @@ from grpo_core.errors import UnknownComponentError
 
 if TYPE_CHECKING:
     from grpo_core.plugins import Registration, Registry
+    from grpo_core.plugins.registrar import Role
+    from grpo_core.scaffold.render import License
+
+KINDS = (
+    *("task", "generator", "environment", "reward", "advantage", "loss", "reference", "saver"),
+    "observer",
+)
+"""The roles; written out, because completion in a shell should not import the registry."""
 
 
 @click.group()
@@ -54,6 +63,47 @@ def show(
     if as_json:
         return click.echo(json.dumps([as_data(r) for r in found], indent=2))
     return click.echo("\n\n".join(as_text(r) for r in found))
+
+
+@plugins.command()
+@click.argument("name")
+@click.option(
+    "--kind", type=click.Choice(KINDS), required=True, help="The role that it has a variant of."
+)
+@click.option(
+    "--directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="Where its folder is made; by default here.",
+)
+@click.option(
+    "--license",
+    "licence",
+    type=click.Choice(("Apache-2.0", "MIT", "none")),
+    default="Apache-2.0",
+    show_default=True,
+)
+@debug_option
+def new(name: str, kind: Role, directory: Path, licence: License) -> None:
+    """Make a plugin package that works: to be installed, tested, and made your own.
+
+    \b
+    grpo plugins new closeness --kind reward
+    """
+    from grpo_core.scaffold.names import names_of
+    from grpo_core.scaffold.render import files_of, write
+
+    names = names_of(name, kind)
+    target = write(names, kind, directory, licence)
+    for path in sorted(files_of(names, kind, licence)):
+        click.echo(f"  {target / path}")
+    click.echo(
+        f"{names.distribution}: {kind} {names.component!r}. Next:\n"
+        f"  pip install --editable {target}\n"
+        f"  python -m pytest {target}\n"
+        f"  grpo plugins show {kind} {names.component}"
+    )
 
 
 def _named(registry: Registry, *words: str) -> list[Registration]:

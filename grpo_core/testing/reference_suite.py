@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -131,7 +132,7 @@ class ReferenceSuite:
         resumed = self.make()
         resumed.start(policy)
         if save is not None:
-            state = {name: tensor.clone() for name, tensor in save().items()}
+            state = copy.deepcopy(save())
             load: Any = getattr(resumed, "load_state_dict")  # noqa: B009
             load(state)
         for step in range(self.steps - 1, self.steps + 1):

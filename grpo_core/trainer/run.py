@@ -29,6 +29,7 @@ from grpo_core.trainer.replay import ReplayBuffer
 from grpo_core.trainer.result import RunResult
 from grpo_core.trainer.sampling import sample
 from grpo_core.trainer.session import Session
+from grpo_core.trainer.sources import observe_sources
 from grpo_core.types import Need, Rollout, RolloutsScored, ScoredRollouts, WeightsSynced
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Run:
         self.replay = (
             ReplayBuffer(dynamic.replay_groups) if dynamic and dynamic.replay_groups else None
         )
-        self._prompts = PromptStream(
+        self.prompts = PromptStream(
             task.train_prompts(), per_step=settings.prompts_per_step, seed=settings.seed
         )
         self._session = Session(self, checkpoints)
@@ -188,7 +189,7 @@ class Run:
     def sample_round(self, step: int, number: int, places: Sequence[int]) -> list[Rollout]:
         """One group at each of some places among the step's prompts; round 0 is the step's own,
         later ones replace its groups."""
-        prompts = self._prompts.at(step, number)
+        prompts = self.prompts.at(step, number)
         with self.metrics.timed("sample"):
             rollouts = sample(
                 self,
@@ -209,6 +210,7 @@ class Run:
         with self.metrics.timed("score"):
             scored = self.scorer.score(step, rollouts, part=part)
         observe_rewards(self.metrics, scored)
+        observe_sources(self.metrics, rollouts, scored)
         return scored
 
     def resample(

@@ -143,10 +143,10 @@ class Session:
                 run.reference.start(run.policy)
         check(run)
         prompts = run.task.train_prompts()
-        draws = settings.steps * settings.prompts_per_step
-        if settings.dynamic_sampling is not None:
-            draws = len(prompts)
-        check_lengths(run.policy, prompts, draws=draws, max_tokens=run.sampling.max_tokens)
+        drawn: Sequence[int] = range(len(prompts))
+        if settings.dynamic_sampling is None:
+            drawn = run.prompts.drawn(settings.steps)
+        check_lengths(run.policy, prompts, drawn, max_tokens=run.sampling.max_tokens)
         self.checkpoints.begin()
         if resume is not None:
             self.checkpoints.resume(resume, accept_changes=accept_changes)

@@ -19,7 +19,7 @@ from grpo_core.types.generation import (
     RolloutRequest,
     WeightUpdate,
 )
-from grpo_core.types.prompts import Message, Prompt
+from grpo_core.types.prompts import Message, Prompt, PromptShare
 from grpo_core.types.rewards import (
     Abstained,
     Failed,
@@ -60,6 +60,7 @@ __all__ = [
     "Need",
     "Notice",
     "Prompt",
+    "PromptShare",
     "RewardOutcome",
     "Rollout",
     "RolloutRequest",

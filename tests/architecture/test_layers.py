@@ -56,9 +56,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rewards",
     }
     | {"run", "scoring", "trainer"},
+    # Scores what a run would, so it sees what makes a run; only `sampling` reaches the trainer.
+    "preview": GROUND | {"builtin.text", "protocols", "rewards", "scoring", "trainer"},
+    "scaffold": GROUND | {"plugins.catalog", "plugins.registrar", "staging"},
     "cli": GROUND
     | {"builtin.evaluation_views", "builtin.text", "staging"}
-    | {"config", "demo", "plugins", "protocols", "run", "trainer"},
+    | {"config", "demo", "plugins", "preview", "protocols", "run", "scaffold", "trainer"},
 }
 """What each part may import while it runs. Names in annotations are free, unless below."""
 

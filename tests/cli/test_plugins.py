@@ -165,3 +165,21 @@ def test_a_docstring_is_read_without_importing_its_package(tmp_path: Path, monke
         "sys:x",
     ):
         assert found(nowhere) is None
+
+
+def test_new_makes_a_package_and_says_what_to_do_next(grpo, tmp_path) -> None:
+    done = grpo("plugins", "new", "Near Miss", "--kind", "reward", "--license", "MIT")
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "grpo-rewards-near-miss"
+    assert (folder / "src/grpo_rewards_near_miss/reward.py").is_file()
+    assert "pip install --editable grpo-rewards-near-miss" in done.output
+    again = grpo("plugins", "new", "near-miss", "--kind", "reward")
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+
+
+def test_new_knows_every_role() -> None:
+    from grpo_core.cli.plugins import KINDS
+    from grpo_core.plugins.registrar import ROLES
+
+    assert KINDS == ROLES

@@ -26,6 +26,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -78,7 +79,15 @@ class Page:
 def _pages() -> list[Page]:
     found = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
     found += sorted(ROOT.glob("plugins/*/README.md"))
+    # Their examples need what they install: `make contrib` does.
+    found += [
+        page for page in sorted(ROOT.glob("contrib/*/README.md")) if _installed(page.parent.name)
+    ]
     return [Page(path=path, text=path.read_text("utf-8")) for path in found]
+
+
+def _installed(distribution: str) -> bool:
+    return any(True for _ in metadata.distributions(name=distribution))
 
 
 PAGES = _pages()

@@ -22,6 +22,7 @@ from grpo_core import (
     TrainSettings,
     train,
 )
+from grpo_core.builtin.mixture import Mixture, Part
 from grpo_core.demo import checkpoint
 from grpo_core.demo.arithmetic import Arithmetic
 from grpo_core.hooks import LIFECYCLE_HOOKS, REGISTRATION_HOOKS
@@ -84,8 +85,9 @@ def test_every_metric_of_a_run_is_described_and_every_description_has_a_metric(
 
 
 def generic(name: str) -> str:
-    name = re.sub(r"^eval/(sampled|greedy)/", "eval/<kind>/", name)
+    name = re.sub(r"^eval/(sums:)?(sampled|greedy)/", "eval/<kind>/", name)
     name = re.sub(r"^eval/<kind>/(tools|time)/.*", "eval/<kind>/<environment metric>", name)
+    name = name.replace("source/sums/", "source/<source>/")
     name = re.sub(r"@\d+$", lambda found: "@<k>" if "pass" in name else "@<n>", name)
     return name.replace("/length-of/", "/<provider>/").replace("/length-of", "/<provider>")
 
@@ -94,7 +96,7 @@ def names_of_a_run(model: Path, folder: Path, loss: Grpo) -> set[str]:
     """The names of all metrics of a run in which everything happens."""
     run = Run(
         policy=Policy(ModelSettings(path=str(model)), OptimizerSettings()),
-        task=Arithmetic(),
+        task=Mixture([Part(source="sums", task=Arithmetic())]),
         # Some end by themselves and some are cut off.
         generator=Truncating(ScriptedConfig(completions=("no", "yes " * 9))),
         rewards=[Reward(provider=LengthOf(), label="length-of")],
