@@ -41,7 +41,10 @@ def test_trl_signature_with_columns() -> None:
     seen: dict[str, Any] = {}
 
     def reward(prompts: Any, completions: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
-        seen.update(kwargs, prompts=prompts, completions=completions, ids=completion_ids)
+        ours = {"trainer_state", "log_extra", "log_metric"}
+        assert ours < set(kwargs)
+        columns = {name: value for name, value in kwargs.items() if name not in ours}
+        seen.update(columns, prompts=prompts, completions=completions, ids=completion_ids)
         return [1.0, 0.5]
 
     outcomes = score(reward, [rollout("a", answer="1"), rollout("b", answer="2")])

@@ -23,9 +23,12 @@ from grpo_core.types.prompts import Message, Prompt
 from grpo_core.types.rewards import (
     Abstained,
     Failed,
+    FailureKind,
+    RewardLog,
     RewardOutcome,
     ScoredRollouts,
     ScoreRequest,
+    TrainerState,
     Value,
 )
 from grpo_core.types.rollouts import FinishReason, Rollout, Span
@@ -50,6 +53,7 @@ __all__ = [
     "EvalResult",
     "Evaluated",
     "Failed",
+    "FailureKind",
     "FinishReason",
     "GenerateRequest",
     "GeneratedGroup",
@@ -59,6 +63,7 @@ __all__ = [
     "Need",
     "Notice",
     "Prompt",
+    "RewardLog",
     "RewardOutcome",
     "Rollout",
     "RolloutRequest",
@@ -70,6 +75,7 @@ __all__ = [
     "ScoredRollouts",
     "Span",
     "StepEnd",
+    "TrainerState",
     "Value",
     "WeightUpdate",
     "WeightsSynced",
