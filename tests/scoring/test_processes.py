@@ -146,7 +146,7 @@ def test_state_cannot_be_in_several_places(
     nasty: ModuleType, group: Any, make_scorer: Callable[..., Scorer]
 ) -> None:
     scorer = make_scorer(nasty.Counts(), isolation="process", concurrency=2)
-    with pytest.raises(RewardError, match="set execution.concurrency to 1"):
+    with pytest.raises(RewardError, match=r"set execution\.concurrency to 1"):
         scorer.start()
     with pytest.raises(ConfigError, match="which group was finished first"):
         make_scorer(nasty.Counts(), overlap=True).start()
@@ -155,7 +155,7 @@ def test_state_cannot_be_in_several_places(
 def test_what_cannot_be_sent_is_said_before_anything_runs(
     nasty: ModuleType, make_scorer: Callable[..., Scorer]
 ) -> None:
-    with pytest.raises(ConfigError, match="cannot be sent to a worker process.*module"):
+    with pytest.raises(ConfigError, match=r"cannot be sent to a worker process.*module"):
         make_scorer(lambda completions: [1.0], isolation="process")
     with pytest.raises(ValueError, match="memory_mb bounds a process of its own"):
         make_scorer(nasty.good, memory_mb=1000)
