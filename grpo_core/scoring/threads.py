@@ -43,6 +43,9 @@ def _serve(jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]
         call, future = job
         try:
             future.set_result(call())
+        except StopIteration as error:
+            # A future cannot hold it: whoever waits for it would wait for ever.
+            future.set_exception(left(error))
         except Exception as error:
             future.set_exception(error)
         except BaseException as error:
@@ -52,7 +55,7 @@ def _serve(jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]
 
 
 def left(error: BaseException) -> ExitRaisedError:
-    """``SystemExit`` and its like as an ordinary exception."""
+    """What would end the thread or the loop, as an ordinary exception."""
     made = ExitRaisedError(f"raised {type(error).__name__}: {error}")
     made.__cause__ = error
     return made

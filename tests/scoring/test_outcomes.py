@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -150,11 +151,18 @@ async def fails_later(completions: list[str]) -> list[float]:
     raise TimeoutError("too slow")
 
 
+async def exits_later(completions: list[str]) -> list[float]:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
         (fails, "reward 'fails' raised ValueError: no judge"),
         (fails_later, "reward 'fails_later' raised TimeoutError: too slow"),
+        (lambda completions: next(iter([])), "raised StopIteration"),
+        (lambda completions: sys.exit(3), "raised SystemExit: 3"),
+        (exits_later, "raised KeyboardInterrupt"),
         (lambda completions: [1.0], "returned 1 values for 2 completions"),
         (lambda completions: 1.0, "returned a float, not a list"),
         (lambda completions: {"a": 1}, "returned a dict, not a list"),
