@@ -50,7 +50,7 @@ def test_a_dropped_rollout_has_no_value_of_any_reward(group: Any, make_scorer: M
     assert shape(scored) == [[1, None, 1, 1], [1, None, 1, 2]]
     assert scored.dropped_B == (False, True, False, False)
     assert scored.outcomes_F_B[1][1] == Value(value=3.0), "it stays visible"
-    assert scored.given_F() == [[1, 1, 1], [1, 3, 1, 2]]
+    assert scored.given_F_B()[1] == [1, 3, 1, 2]
 
 
 def test_drop_group_leaves_out_the_whole_group(group: Any, make_scorer: Make) -> None:
