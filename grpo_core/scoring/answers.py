@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from grpo_core.errors import RewardError
@@ -68,6 +70,19 @@ def failure_of(error: BaseException) -> Failed:
     if isinstance(error, (DeadlineError, LostError, ExitRaisedError)):
         return Failed(kind=kind, reason=str(error))
     return Failed(kind=kind, reason=f"raised {type(error).__name__}: {error}")
+
+
+def trace_of(error: BaseException) -> str:
+    """The traceback of what a provider raised, from its own first line on."""
+    trace = error.__traceback__
+    while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace))
+
+
+def _is_ours(file: str) -> bool:
+    here = Path(__file__)
+    return Path(file).parent == here.parent or Path(file) == here.parents[1] / "rewards.py"
 
 
 def _finite(outcome: RewardOutcome) -> RewardOutcome:

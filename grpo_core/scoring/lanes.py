@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 import random
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_core.errors import ConfigError, GRPOError
 from grpo_core.rewards import CallableReward, Reward, as_provider, stateful
-from grpo_core.scoring.answers import Answer, RemoteError, answer_of, failure_of
+from grpo_core.scoring.answers import Answer, RemoteError, answer_of, failure_of, trace_of
 from grpo_core.scoring.loops import AsyncCalls, BlockedLoopError
 from grpo_core.scoring.processes import Processes, packed
 from grpo_core.scoring.threads import Threads
@@ -52,7 +51,7 @@ class Call:
         """The traceback of ``cause``, where it was raised."""
         if isinstance(self.cause, RemoteError):
             return self.cause.traceback
-        return "".join(traceback.format_exception(self.cause)) if self.cause else ""
+        return trace_of(self.cause) if self.cause else ""
 
 
 class InProcess:

@@ -16,13 +16,12 @@ import pickle
 import signal
 import sys
 import threading
-import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
 from grpo_core.errors import GRPOError, RewardError
 from grpo_core.rewards import RewardRecipe, as_provider, stateful
-from grpo_core.scoring.answers import answer_of, encoded, failure_of
+from grpo_core.scoring.answers import answer_of, encoded, failure_of, trace_of
 from grpo_core.types import ScoreRequest
 
 PR_SET_PDEATHSIG = 1
@@ -120,7 +119,7 @@ def told(error: BaseException) -> bytes:
         "text": failure.reason,
         "kind": failure.kind,
         "final": isinstance(error, GRPOError),
-        "traceback": "".join(traceback.format_exception(error)),
+        "traceback": trace_of(error),
     }
     return json.dumps({"error": about}).encode()
 

@@ -118,7 +118,7 @@ def test_what_rewards_log_reaches_table_metrics_and_evaluation(
         task=list_task(["a?", "b?"], ["c?"]),
         rewards=[logs],
         savers=[RolloutsSaver()],
-        evaluation=EvaluationSettings(sampled=False),
+        evaluation=EvaluationSettings(sampling={"greedy": {"temperature": 0}}),
         train={"passes_per_step": 2},
     )
     result = train(run)
