@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ def of(make: Callable[[], Any], **attributes: Any) -> RewardSuite:
             return make()
 
     # What this file defines, a worker process cannot import.
-    for name, value in {"isolates": False, "most_seconds": 1.0, **attributes}.items():
+    for name, value in {"isolates": False, "most_seconds": 0.9, **attributes}.items():
         setattr(Suite, name, value)
     return Suite()
 
@@ -99,8 +100,8 @@ BROKEN: dict[str, tuple[Callable[[], Any], set[str]]] = {
         lambda: lambda completions: [float(len(c.encode())) for c in completions],
         {"test_odd_completions_are_scored_or_abstained_from"},
     ),
-    "quadratic": (
-        lambda: lambda completions: [len(c) + len(re.findall(r"x*y|1.*2", c)) for c in completions],
+    "slow when it is long": (
+        lambda: lambda completions: [time.sleep(len(c) > 9999) or len(c) for c in completions],
         {"test_a_long_completion_takes_no_longer_than_it_may"},
     ),
 }
