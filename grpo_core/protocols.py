@@ -137,6 +137,11 @@ class Environment(Protocol):
 class RewardProvider(Protocol):
     """Scores rollouts. Plain functions in TRL's convention are adapted to this.
 
+    It is called group by group while other groups are still being sampled, in a thread or, if
+    ``score`` is ``async``, on one event loop that lasts as long as the run; so it must not depend
+    on which group comes first. ``needs_batch = True`` asks for all of a step in one call; a
+    provider with state (see above) is called so too.
+
     Optionally ``answer(rollout) -> Hashable | None`` says which answer a rollout gives, so that
     evaluation can report what the majority of several samples does.
     """

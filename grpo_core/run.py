@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_core.config import ResolvedComponent, ResolvedConfig, load_config
-from grpo_core.plugins import Registry, Role, build
+from grpo_core.plugins import Recipe, Registry, Role, build
 from grpo_core.policy import Policy
 from grpo_core.protocols import BuildContext, Task
 from grpo_core.rewards import Reward
@@ -99,10 +99,26 @@ class _Builder:
         self.labels: dict[int, str] = {}
 
     def one(self, component: ResolvedComponent) -> Any:
-        context = BuildContext(
+        made = build(component.registration, component.options, self._context(component))
+        return self._known(made, component)
+
+    def reward(self, component: ResolvedComponent) -> Any:
+        """The provider, or how to make it where it is built in a process of its own."""
+        if component.execution.isolation == "none":
+            return self.one(component)
+        made = Recipe(
+            registration=component.registration,
+            options=component.plain_options() if component.options is not None else None,
+            context=self._context(component),
+        )
+        return self._known(made, component)
+
+    def _context(self, component: ResolvedComponent) -> BuildContext:
+        return BuildContext(
             role=component.role, name=component.name, seed=self._seed, run_dir=self._run_dir
         )
-        made = build(component.registration, component.options, context)
+
+    def _known(self, made: Any, component: ResolvedComponent) -> Any:
         source = component.registration.source
         self.labels[id(made)] = f"{component.role} {component.name!r} ({source})"
         return made
@@ -111,10 +127,11 @@ class _Builder:
         """Those that the config names, in its order."""
         return [
             Reward(
-                provider=self.one(component),
+                provider=self.reward(component),
                 weight=component.weight,
                 label=component.label or component.name.rpartition(":")[2],
                 on_error=component.on_error,
+                execution=component.execution,
                 source=str(component.registration.source),
             )
             for component in resolved.rewards

@@ -244,6 +244,64 @@ class KeepBest(Settings):
     mode: Literal["max", "min"] = Field("max", description="Whether more or less is better.")
 
 
+OnError = Literal["stop", "drop", "drop-group"]
+"""What becomes of a run whose reward failed."""
+
+
+class RewardExecution(Settings):
+    """How a reward is called, and what is done when it hangs, fails or dies."""
+
+    timeout: float | None = Field(
+        300.0,
+        gt=0,
+        description="Seconds for one call; null waits for ever. 300 is half of the 10 minutes "
+        "after which NCCL's collectives give up, so that the run ends with the reward's name.",
+    )
+    retries: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Further attempts after an error or a timeout, with pauses of 0.5 s, doubled "
+        "up to 8 s (as in openai-python). What is no reward (NaN, a wrong count) is final.",
+    )
+    concurrency: int | None = Field(
+        None,
+        ge=1,
+        description="Most calls at a time, and the number of worker processes; null is 1 for what "
+        "blocks, and no bound for what is async.",
+    )
+    overlap: bool | None = Field(
+        None,
+        description="Group by group while others are still sampled; false: all of a step in one "
+        "call. null: true for providers with score(), false for functions in TRL's convention and "
+        "for what has state.",
+    )
+    isolation: Literal["none", "process"] = Field(
+        "none",
+        description="process: in worker processes, which can be killed whatever they are doing. "
+        "What blocks otherwise runs in a thread, which cannot.",
+    )
+    memory_mb: int | None = Field(
+        None, ge=64, description="Most MiB of address space of a worker process; null is no limit."
+    )
+    max_failure_rate: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="With on_error drop or drop-group, stop when more than this share of the last "
+        "failure_window calls failed (these two are Resilience4j's defaults).",
+    )
+    failure_window: int = Field(100, ge=1, description="Calls; until so many the rate is not read.")
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> RewardExecution:
+        if self.memory_mb is not None and self.isolation != "process":
+            raise ValueError(
+                "memory_mb bounds a process of its own: set isolation to process, or leave it out"
+            )
+        return self
+
+
 class CheckpointSettings(Settings):
     """When the state of a run is written down, so that it can go on from there bit for bit.
 

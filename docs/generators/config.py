@@ -12,7 +12,12 @@ from pydantic_core import PydanticUndefined
 
 from generators.source import cell, code, table
 from grpo_core.config.schema import LIST_BLOCKS, SECTIONS, SINGLE_BLOCKS, RewardBlock, RunConfig
-from grpo_core.settings import DynamicSamplingSettings, LoraSettings, Settings
+from grpo_core.settings import (
+    DynamicSamplingSettings,
+    LoraSettings,
+    RewardExecution,
+    Settings,
+)
 
 HEAD = ("key", "type", "default", "meaning")
 
@@ -47,6 +52,8 @@ def lines() -> Iterator[str]:
     own = [row for row in option_rows(RewardBlock) if row[0] != "`name`"]
     yield from ("", "## `rewards`", "", "Beside its name and options each reward may have:", "")
     yield from table(HEAD, own)
+    yield from ("", "## `rewards[].execution`", "", cell(RewardExecution.__doc__ or ""), "")
+    yield from table(HEAD, option_rows(RewardExecution))
 
 
 def _top_level(name: str) -> tuple[str, str, str, str]:
@@ -122,6 +129,8 @@ def _default(field: Any) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, Settings):
+        return ""
     if value is None or isinstance(value, bool):
         return f"`{ {None: 'null', True: 'true', False: 'false'}[value] }`".replace(" ", "")
     if isinstance(value, tuple):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -16,6 +16,7 @@ from grpo_core.config.validation import shown, unknown_key, validate
 from grpo_core.errors import PluginError
 from grpo_core.plugins import Registration, Registry, Role, config_model, find
 from grpo_core.plugins.build import is_factory
+from grpo_core.settings import OnError, RewardExecution
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +39,8 @@ class ResolvedComponent:
     weight: float = 1.0
     """Of a reward; see ``RewardBlock``."""
     label: str | None = None
-    on_error: Literal["stop", "drop"] = "stop"
+    on_error: OnError = "stop"
+    execution: RewardExecution = field(default_factory=RewardExecution)
 
     @property
     def name(self) -> str:
@@ -54,7 +56,7 @@ class ResolvedComponent:
         """The same as a config writes it."""
         if self.role != "reward":
             return Block(name=self.name, **self.plain_options())
-        own = {"weight": self.weight, "label": self.label, "on_error": self.on_error}
+        own = {key: getattr(self, key) for key in RewardBlock.model_fields if key != "name"}
         return RewardBlock.model_validate({"name": self.name, **own, **self.plain_options()})
 
     def manifest(self) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def resolve_component(
     options = _options(registration, node.without(list(type(own).model_fields)), path, problems)
     if len(problems.found) > before:
         return None
-    extras = own.model_dump(exclude={"name"})
+    extras = {key: getattr(own, key) for key in type(own).model_fields if key != "name"}
     return ResolvedComponent(role=role, registration=registration, options=options, **extras)
 
 

@@ -4,7 +4,7 @@ what is installed; see ``grpo_core.config.components``."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,7 +13,9 @@ from grpo_core.settings import (
     CheckpointSettings,
     EvaluationSettings,
     ModelSettings,
+    OnError,
     OptimizerSettings,
+    RewardExecution,
     SamplingParams,
     Settings,
     TrainSettings,
@@ -54,8 +56,13 @@ class RewardBlock(Block):
     label: str | None = Field(
         None, min_length=1, description="Name in metrics; the reward's own when null."
     )
-    on_error: Literal["stop", "drop"] = Field(
-        "stop", description="Stop the run, or leave the rollout out of its group and count it."
+    on_error: OnError = Field(
+        "stop",
+        description="After the last attempt: stop the run, take the rollout out of its group, or "
+        "leave its whole group out.",
+    )
+    execution: RewardExecution = Field(
+        RewardExecution(), description="Timeout, retries, isolation; see below."
     )
 
 

@@ -2,6 +2,7 @@
 
 from grpo_core.plugins.build import build, config_model, find, import_object
 from grpo_core.plugins.discovery import BrokenPlugin, Discovery, discover
+from grpo_core.plugins.recipe import Recipe
 from grpo_core.plugins.registrar import API, ROLES, Register, Registration, Role, Source
 from grpo_core.plugins.registry import Registry
 
@@ -10,6 +11,7 @@ __all__ = [
     "ROLES",
     "BrokenPlugin",
     "Discovery",
+    "Recipe",
     "Register",
     "Registration",
     "Registry",

@@ -12,6 +12,7 @@ __getattr__ = lazy_exports(
         "LossSuite": "grpo_core.testing.loss_suite",
         "PluginSuite": "grpo_core.testing.plugin_suite",
         "ReferenceSuite": "grpo_core.testing.reference_suite",
+        "RewardSuite": "grpo_core.testing.reward_suite",
         "ScriptedConfig": "grpo_core.testing.config",
         "ScriptedGenerator": "grpo_core.testing.scripted",
     },
@@ -23,6 +24,7 @@ __all__ = [
     "LossSuite",
     "PluginSuite",
     "ReferenceSuite",
+    "RewardSuite",
     "ScriptedConfig",
     "ScriptedGenerator",
 ]
@@ -34,4 +36,5 @@ if TYPE_CHECKING:
     from grpo_core.testing.loss_suite import LossSuite
     from grpo_core.testing.plugin_suite import PluginSuite
     from grpo_core.testing.reference_suite import ReferenceSuite
+    from grpo_core.testing.reward_suite import RewardSuite
     from grpo_core.testing.scripted import ScriptedGenerator

@@ -110,15 +110,23 @@ def groups_of(rollouts: Sequence[Rollout], scored: ScoredRollouts) -> Iterator[S
 
 def chosen(scored: ScoredRollouts, rows: Sequence[int]) -> ScoredRollouts:
     """The outcomes of some rollouts."""
-    outcomes = tuple(tuple(column[row] for row in rows) for column in scored.outcomes_F_B)
-    return replace(scored, outcomes_F_B=outcomes)
+    return replace(
+        scored,
+        outcomes_F_B=tuple(tuple(column[row] for row in rows) for column in scored.outcomes_F_B),
+        dropped_B=tuple(scored.dropped_B[row] for row in rows),
+        logged_B=tuple(scored.logged_B[row] for row in rows),
+    )
 
 
 def joined(parts: Sequence[ScoredRollouts]) -> ScoredRollouts:
     """The outcomes of one part after the other."""
     columns = zip(*(part.outcomes_F_B for part in parts), strict=True)
-    outcomes = tuple(tuple(o for part in column for o in part) for column in columns)
-    return replace(parts[0], outcomes_F_B=outcomes)
+    return replace(
+        parts[0],
+        outcomes_F_B=tuple(tuple(o for part in column for o in part) for column in columns),
+        dropped_B=tuple(dropped for part in parts for dropped in part.dropped_B),
+        logged_B=tuple(logged for part in parts for logged in part.logged_B),
+    )
 
 
 def _replayed(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_core.errors import ConfigError
 from grpo_core.estimators import majority, mean_interval, pass_at_k
 from grpo_core.metrics import StepMetrics
-from grpo_core.trainer.observe import observe_environment, observe_lengths
+from grpo_core.trainer.observe import observe_environment, observe_lengths, observe_logged
 from grpo_core.trainer.sampling import sample
 from grpo_core.types import EvalResult, Evaluated, Prompt, Rollout, ScoredRollouts
 from grpo_core.types.evaluation import label_of
@@ -100,6 +101,7 @@ class Part:
             step=-1 - self._steps_done,
             sampling=way,
             group_size=self._samples,
+            ready=partial(run.scorer.submit, self._steps_done),
         )
         scored = run.scorer.score(self._steps_done, rollouts)
         results = list(self._results(rollouts, scored))
@@ -107,6 +109,7 @@ class Part:
         metrics = StepMetrics()
         observe_lengths(metrics, rollouts, f"eval/{label}/length")
         observe_environment(metrics, rollouts, f"eval/{label}/")
+        observe_logged(metrics, run.scorer.work, f"eval/{label}")
         return Evaluated(
             step=self._steps_done,
             label=label,
@@ -121,7 +124,7 @@ class Part:
         assert run.evaluation is not None
         for position, reward in enumerate(scored.providers_F):
             answer = getattr(run.rewards[position].provider, "answer", None)
-            mine = self._by_prompt(rollouts, scored.values_F_B()[position], answer)
+            mine = self._by_prompt(rollouts, scored.given_F_B()[position], answer)
             # In the order of the prompts, so that sums round the same on any number of ranks.
             everyone = sorted(run.policy.gather(mine), key=lambda numbered: numbered[0])
             for found in measures([a for _, a in everyone], self._samples, run.evaluation.pass_at):
@@ -202,6 +205,7 @@ def evaluate_model(run: Run) -> list[Evaluated]:
         return evaluate(run, 0)
     finally:
         run.generator.close()
+        run.scorer.close()
 
 
 class AsHeldOut:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
 from grpo_core.errors import PluginError
 from grpo_core.numerics import bounded, kl_k3
-from grpo_core.types import Abstained, AdvantageRequest, Failed, Rollout, ScoredRollouts
+from grpo_core.types import (
+    Abstained,
+    AdvantageRequest,
+    Failed,
+    FailureKind,
+    Rollout,
+    ScoredRollouts,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from grpo_core.metrics import StepMetrics
     from grpo_core.policy import MicroBatch
+    from grpo_core.scoring.scorer import Work
     from grpo_core.types import ActionTokens, LossOutput
 
 _OWN_GROUPS = {
@@ -70,18 +78,38 @@ def observe_sampled(metrics: StepMetrics, rollouts: Sequence[Rollout]) -> None:
     metrics.mean("sampling/kept_mass", known)
 
 
-def observe_rewards(metrics: StepMetrics, scored: ScoredRollouts) -> None:
-    """Per provider: mean over the rollouts that have a value, and what happened to the others."""
-    for name, outcomes, values in zip(
-        scored.providers_F, scored.outcomes_F_B, scored.values_F_B(), strict=True
+def observe_rewards(metrics: StepMetrics, scored: ScoredRollouts, work: Sequence[Work]) -> None:
+    """Per provider: mean over the rollouts that have a value, what happened to the others, and
+    what it took."""
+    for name, outcomes, given in zip(
+        scored.providers_F, scored.outcomes_F_B, scored.given_F_B(), strict=True
     ):
-        present = [v for v in values if v == v]
-        metrics.mean(f"reward/{name}/mean", present)
-        metrics.mean(f"reward/{name}/square", [v * v for v in present])
-        metrics.mean(f"reward/{name}/failed", [float(isinstance(o, Failed)) for o in outcomes])
+        values = [v for v in given if v == v]
+        metrics.mean(f"reward/{name}/mean", values)
+        metrics.mean(f"reward/{name}/square", [v * v for v in values])
         metrics.mean(
             f"reward/{name}/abstained", [float(isinstance(o, Abstained)) for o in outcomes]
         )
+        metrics.mean(f"reward/{name}/failed", [float(isinstance(o, Failed)) for o in outcomes])
+        for kind in get_args(FailureKind):
+            shares = [float(isinstance(o, Failed) and o.kind == kind) for o in outcomes]
+            metrics.mean(f"reward/{name}/{kind}", shares)
+    metrics.mean("reward/dropped", [float(dropped) for dropped in scored.dropped_B])
+    for done in work:
+        metrics.sum(f"reward/{done.name}/retries", float(done.retries))
+        if done.abandoned is not None:
+            metrics.sum(f"reward/{done.name}/abandoned", float(done.abandoned))
+        if done.restarts is not None:
+            metrics.sum(f"reward/{done.name}/restarts", float(done.restarts))
+        metrics.mean(f"time/reward/{done.name}", [call.seconds for call in done.calls])
+    observe_logged(metrics, work, "reward")
+
+
+def observe_logged(metrics: StepMetrics, work: Sequence[Work], prefix: str) -> None:
+    """What providers gave to ``log_metric``: means over calls and ranks."""
+    for done in work:
+        for name, values in done.metrics().items():
+            metrics.mean(f"{prefix}/{done.name}/{name}", values)
 
 
 def observe_totals(metrics: StepMetrics, request: AdvantageRequest, advantages_B: Tensor) -> None:

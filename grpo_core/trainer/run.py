@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,11 @@ from grpo_core.scoring import Scorer
 from grpo_core.settings import SamplingParams
 from grpo_core.trainer.advantages import compute_advantages
 from grpo_core.trainer.attestation import attest, require_version
-from grpo_core.trainer.dynamic_sampling import chosen, resample, trained_rows
+from grpo_core.trainer.dynamic_sampling import chosen, joined, resample, trained_rows
 from grpo_core.trainer.entropy_ranks import rank_entropies
 from grpo_core.trainer.logprobs import find_old_logprobs, reference_logprobs
 from grpo_core.trainer.observe import observe_rewards, observe_sampled, observe_tokens
+from grpo_core.trainer.progress import progress
 from grpo_core.trainer.prompts import PromptStream
 from grpo_core.trainer.replay import ReplayBuffer
 from grpo_core.trainer.result import RunResult
@@ -120,7 +121,7 @@ class Run:
             )
             for r in source
         )
-        self.scorer = Scorer(self.rewards)
+        self.scorer = Scorer(self.rewards, gather=policy.gather, progress=partial(progress, self))
         self._loss = loss
         self._labels = dict(labels or {})
         self.advantage_needs: frozenset[Need] = frozenset(getattr(advantage, "needs", ()))
@@ -198,6 +199,7 @@ class Run:
                 step=step,
                 sampling=self.sampling,
                 group_size=self.settings.group_size,
+                ready=partial(self.scorer.submit, step),
             )
         require_version(self, rollouts)
         observe_sampled(self.metrics, rollouts)
@@ -209,7 +211,7 @@ class Run:
         """What every reward provider says of every rollout; ``part`` as in ``Scorer.score``."""
         with self.metrics.timed("score"):
             scored = self.scorer.score(step, rollouts, part=part)
-        observe_rewards(self.metrics, scored)
+        observe_rewards(self.metrics, scored, self.scorer.work)
         observe_sources(self.metrics, rollouts, scored)
         return scored
 
@@ -356,19 +358,16 @@ class Run:
         """Show the rollouts of all ranks to the observers, which live on the main one; those that
         were replaced have advantage 0."""
         advantages_B = [advantages.get(row, 0.0) for row in range(len(rollouts))]
-        mine = zip(rollouts, zip(*scored.outcomes_F_B, strict=True), advantages_B, strict=True)
-        everyone = self.policy.gather(list(mine))
-        if not self.policy.is_main:
-            return
-        outcomes_F_B = tuple(zip(*(outcomes for _, outcomes, _ in everyone), strict=True))
-        self.lifecycle.rollouts_scored(
-            RolloutsScored(
-                step=step,
-                rollouts_B=[rollout for rollout, _, _ in everyone],
-                scored=replace(scored, outcomes_F_B=outcomes_F_B),
-                advantages_B=[advantage for _, _, advantage in everyone],
+        everyone = self.policy.gather([(list(rollouts), scored, advantages_B)])
+        if self.policy.is_main:
+            self.lifecycle.rollouts_scored(
+                RolloutsScored(
+                    step=step,
+                    rollouts_B=[r for rollouts, _, _ in everyone for r in rollouts],
+                    scored=joined([scored for _, scored, _ in everyone]),
+                    advantages_B=[a for *_, advantages_B in everyone for a in advantages_B],
+                )
             )
-        )
 
     def _masked(self, rollout: Rollout) -> bool:
         """Whether the loss leaves it out because it was cut off."""

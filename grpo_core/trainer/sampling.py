@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from grpo_core.errors import PluginError
@@ -22,12 +22,14 @@ def sample(
     step: int,
     sampling: SamplingParams,
     group_size: int,
+    ready: Callable[[Sequence[Rollout]], None],
 ) -> list[Rollout]:
     """Rollouts of some prompts, sorted by (group, sample).
 
     Args:
         keys: each prompt's position over all ranks; becomes ``Rollout.group``.
         step: part of the key of every random number.
+        ready: takes each group as soon as it is there, while others are still sampled.
 
     Raises:
         DataError: a prompt does not fit the model.
@@ -55,7 +57,10 @@ def sample(
         run.policy.autocast(),
         run.attributed("environment", run.environment, "rollouts"),
     ):
-        groups = list(run.environment.rollouts(request, run.generator))
+        groups = []
+        for group in run.environment.rollouts(request, run.generator):
+            groups.append(group)
+            ready(group)
     rollouts = sorted((r for group in groups for r in group), key=lambda r: (r.group, r.sample))
     expected = [(key, member) for key in keys for member in range(group_size)]
     if [(r.group, r.sample) for r in rollouts] != expected:

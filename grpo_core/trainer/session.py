@@ -57,6 +57,7 @@ class Session:
         error: BaseException | None = None
         with ExitStack() as stack:
             stack.callback(run.generator.close)
+            stack.callback(run.scorer.close)
             self._start(stack, resume, accept_changes=accept_changes)
             try:
                 if not self.steps_done:
@@ -147,6 +148,7 @@ class Session:
         if settings.dynamic_sampling is None:
             drawn = run.prompts.drawn(settings.steps)
         check_lengths(run.policy, prompts, drawn, max_tokens=run.sampling.max_tokens)
+        run.scorer.start()
         self.checkpoints.begin()
         if resume is not None:
             self.checkpoints.resume(resume, accept_changes=accept_changes)
@@ -309,7 +311,12 @@ def finished_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
         base = name.removesuffix("/square")
         variance = max(0.0, done.pop(name) - done[f"{base}/mean"] ** 2)
         done[f"{base}/std"] = variance**0.5
-    phases = sum(v for n, v in done.items() if n.startswith("time/") and n != "time/step")
+    # `time/reward/<provider>` is part of other times, and of calls that ran side by side.
+    phases = sum(
+        v
+        for n, v in done.items()
+        if n.startswith("time/") and n.count("/") == 1 and n != "time/step"
+    )
     done["time/update"] = done["time/step"] - phases
     done["time/tokens_per_second"] = done["tokens/sampled"] / done["time/step"]
     return done

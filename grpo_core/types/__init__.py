@@ -23,9 +23,12 @@ from grpo_core.types.prompts import Message, Prompt, PromptShare
 from grpo_core.types.rewards import (
     Abstained,
     Failed,
+    FailureKind,
+    RewardLog,
     RewardOutcome,
     ScoredRollouts,
     ScoreRequest,
+    TrainerState,
     Value,
 )
 from grpo_core.types.rollouts import FinishReason, Rollout, Span
@@ -51,6 +54,7 @@ __all__ = [
     "EvalResult",
     "Evaluated",
     "Failed",
+    "FailureKind",
     "FinishReason",
     "GenerateRequest",
     "GeneratedGroup",
@@ -61,6 +65,7 @@ __all__ = [
     "Notice",
     "Prompt",
     "PromptShare",
+    "RewardLog",
     "RewardOutcome",
     "Rollout",
     "RolloutRequest",
@@ -75,6 +80,7 @@ __all__ = [
     "StepEnd",
     "Turn",
     "TurnRequest",
+    "TrainerState",
     "Value",
     "WeightUpdate",
     "WeightsSynced",

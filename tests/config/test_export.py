@@ -24,7 +24,9 @@ def test_each_component_is_a_branch_with_its_options(registry) -> None:
     assert dapo["additionalProperties"] is False
     assert schema["properties"]["rewards"]["items"] == {"$ref": "#/$defs/reward"}
     reward = next(b for b in schema["$defs"]["reward"]["oneOf"] if b.get("title") == "length")
-    assert {"name", "weight", "label", "on_error", "target"} == set(reward["properties"])
+    assert {"name", "weight", "label", "on_error", "execution", "target"} == set(
+        reward["properties"]
+    )
 
 
 def test_only_names_without_required_options_stand_alone(registry) -> None:

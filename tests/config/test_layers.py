@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from grpo_core.errors import ConfigError
+from grpo_core.settings import RewardExecution
 
 
 def test_defaults(load) -> None:
@@ -82,6 +83,7 @@ def test_the_command_line_is_one_layer_whatever_its_order(load) -> None:
         (["rewards.0.name=length", "rewards.0.target=3"], "rewards.0.target", 3),
         (["rewards=[{name: length, weight: 3, target: 9}]", "rewards.0.weight=2"], "rewards.0", {
             "name": "length", "weight": 2.0, "label": None, "on_error": "stop", "target": 9,
+            "execution": RewardExecution().model_dump(),
         }),
         (["observers.3=tensorboard"], "observers.3.name", "tensorboard"),
         (["observers.0=tensorboard"], "observers.0.name", "tensorboard"),

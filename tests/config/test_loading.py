@@ -56,7 +56,11 @@ def message(load, *texts: str, **options) -> str:
         ("rewards: [length, 3]", "rewards.1: should be the name of a reward, or a mapping"),
         ("rewards: [{weight: 1}]", "rewards.0.name: missing: which reward? Installed: exact-"),
         ("rewards: [{name: length, weight: x}]", "rewards.0.weight: should be a valid number, got"),
-        ("rewards: [{name: length, on_error: skip}]", "rewards.0.on_error: should be 'stop' or"),
+        (
+            "rewards: [{name: length, on_error: skip}]",
+            "rewards.0.on_error: should be 'stop', 'drop",
+        ),
+        ("rewards: [{name: length, execution: {timout: 1}}]", "did you mean 'timeout'?"),
         ("rewards: [{name: exact-answer, column: x}]", "column: unknown key; Known: none."),
         ("loss: {schedule: {knd: x}}", "loss.schedule.knd: unknown key; did you mean 'kind'?"),
         ("loss: {steps: [{}, {kind: x}]}", "loss.steps.1.kind: should be 'linear' or 'cosine'"),

@@ -27,11 +27,12 @@ from grpo_core.demo import checkpoint
 from grpo_core.demo.arithmetic import Arithmetic
 from grpo_core.hooks import LIFECYCLE_HOOKS, REGISTRATION_HOOKS
 from grpo_core.rewards import Reward
-from grpo_core.settings import DynamicSamplingSettings
+from grpo_core.settings import DynamicSamplingSettings, RewardExecution
 from grpo_core.testing import ScriptedConfig, ScriptedGenerator
 from grpo_core.types import GeneratedGroup, GenerateRequest, Rollout, ScoreRequest, Value
 from grpo_losses import GroupAdvantage, Grpo, GrpoConfig, SamplerCorrection
 from grpo_references import FrozenReference
+from grpo_rewards import ExactAnswer
 from grpo_tools import Tools, ToolsConfig
 
 
@@ -89,7 +90,8 @@ def generic(name: str) -> str:
     name = re.sub(r"^eval/<kind>/(tools|time)/.*", "eval/<kind>/<environment metric>", name)
     name = name.replace("source/sums/", "source/<source>/")
     name = re.sub(r"@\d+$", lambda found: "@<k>" if "pass" in name else "@<n>", name)
-    return name.replace("/length-of/", "/<provider>/").replace("/length-of", "/<provider>")
+    name = re.sub(r"/(length-of|apart)(?=/|$)", "/<provider>", name)
+    return name.replace("/letters", "/<name>")
 
 
 def names_of_a_run(model: Path, folder: Path, loss: Grpo) -> set[str]:
@@ -99,7 +101,14 @@ def names_of_a_run(model: Path, folder: Path, loss: Grpo) -> set[str]:
         task=Mixture([Part(source="sums", task=Arithmetic())]),
         # Some end by themselves and some are cut off.
         generator=Truncating(ScriptedConfig(completions=("no", "yes " * 9))),
-        rewards=[Reward(provider=LengthOf(), label="length-of")],
+        rewards=[
+            Reward(provider=LengthOf(), label="length-of"),
+            Reward(
+                provider=ExactAnswer(),
+                label="apart",
+                execution=RewardExecution(isolation="process"),
+            ),
+        ],
         advantage=GroupAdvantage(),
         loss=loss,
         reference=FrozenReference(),
@@ -168,6 +177,7 @@ class LengthOf:
     name = "length"
 
     def score(self, request: ScoreRequest) -> list[Value]:
+        request.log.metric("letters", 1.0)
         return [Value(value=float(len(r.token_ids))) for r in request.rollouts_B]
 
     def answer(self, rollout: Rollout) -> str:

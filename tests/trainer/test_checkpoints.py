@@ -234,6 +234,7 @@ def test_the_best_and_the_newest_are_kept(
 
     class Score:
         name = "score"
+        needs_batch = True
         value = 0.0
 
         def score(self, request: Any) -> Any:

@@ -76,8 +76,8 @@ def stateful(run: Run) -> Iterator[tuple[str, str, Any]]:
         for role in ("task", "generator", "environment", "advantage", "loss")
     ]
     roles += [
-        (f"reward/{name}", "reward", reward.provider)
-        for name, reward in zip(run.scorer.names, run.rewards, strict=True)
+        (f"reward/{name}", "reward", component)
+        for name, component in zip(run.scorer.names, run.scorer.components, strict=True)
     ]
     for role, many in (("observer", run.observers), ("saver", run.savers)):
         roles += [(f"{role}/{i}/{type(c).__qualname__}", role, c) for i, c in enumerate(many)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,12 @@ def event(step: int = 12) -> RolloutsScored:
             (Value(value=1.0), Value(value=0.0), Abstained(reason="no text")),
             (Abstained(), Failed(kind="timeout", reason="10 s"), Failed(kind="error", reason="x")),
         ),
+        dropped_B=(False, True, True),
+        logged_B=(
+            {"exact-answer/gold": "5", "style/words": [1, "\ud83d"]},
+            {},
+            {"exact-answer/gold": None},
+        ),
     )
     return RolloutsScored(
         step=step, rollouts_B=rollouts, scored=scored, advantages_B=[0.7, -0.7, 0.0]
@@ -118,6 +125,22 @@ def test_outcomes_keep_their_kind(folder: Path) -> None:
     assert table["reward/style"].to_pylist() == [None, None, None]
     assert table["outcome/style"].to_pylist() == ["abstained", "timeout", "error"]
     assert table["reason/style"].to_pylist() == [None, "10 s", "x"]
+
+
+def test_what_was_logged_stands_in_its_row(
+    folder: Path, lifecycle: Lifecycle, tmp_path: Path
+) -> None:
+    """And in later files, so that those of a run have the same columns."""
+    table = pq.read_table(folder / "step-000012.parquet")
+    assert table["dropped"].to_pylist() == [False, True, True]
+    assert table["logged/exact-answer/gold"].to_pylist() == ['"5"', None, "null"]
+    assert table["logged/style/words"].to_pylist() == ['[1, "\\ud83d"]', None, None]
+    quiet = event(13)
+    scored = replace(quiet.scored, logged_B=({}, {}, {"new/column": 1.5}))
+    lifecycle.rollouts_scored(replace(quiet, scored=scored))
+    later = pq.read_table(folder / "step-000013.parquet")
+    assert later["logged/exact-answer/gold"].to_pylist() == [None] * 3
+    assert later["logged/new/column"].to_pylist() == [None, None, "1.5"]
 
 
 def test_lone_surrogates_are_written_visibly(folder: Path) -> None:

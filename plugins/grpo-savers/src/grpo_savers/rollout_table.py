@@ -26,6 +26,8 @@ messages               string, JSON  the completion as a conversation, where it 
 reward/<provider>      double        null when there is no value
 outcome/<provider>     string        value, abstained, error, timeout or invalid
 reason/<provider>      string        why there is no value
+dropped                bool          a reward failed on it or on its group: it took no part
+logged/<provider>/...  string, JSON  what the provider gave to ``log_extra``; null where nothing
 =====================  ============  =========================================================
 
 The weights of the providers and the version stand in the schema's metadata.
@@ -41,7 +43,7 @@ import pyarrow as pa
 from grpo_core.types import Failed, Value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from grpo_core.types import RewardOutcome, Rollout, RolloutsScored, ScoredRollouts
 
@@ -71,8 +73,12 @@ FIELDS = (
 )
 
 
-def rollout_schema(scored: ScoredRollouts) -> pa.Schema:
-    """The columns above, with three for each provider."""
+def rollout_schema(scored: ScoredRollouts, logged: Iterable[str] = ()) -> pa.Schema:
+    """The columns above, with three for each provider.
+
+    Args:
+        logged: ``<provider>/<column>`` of what rewards have logged, in this step or before.
+    """
     fields = list(FIELDS)
     for name in scored.providers_F:
         fields += [
@@ -80,13 +86,19 @@ def rollout_schema(scored: ScoredRollouts) -> pa.Schema:
             pa.field(f"outcome/{name}", pa.string(), nullable=False),
             pa.field(f"reason/{name}", pa.string()),
         ]
+    fields.append(pa.field("dropped", pa.bool_(), nullable=False))
+    fields += [pa.field(f"logged/{name}", pa.string()) for name in logged]
     weights = dict(zip(scored.providers_F, scored.weights_F, strict=True))
     metadata = {VERSION_KEY: str(SCHEMA_VERSION), WEIGHTS_KEY: json.dumps(weights)}
     return pa.schema(fields, metadata=metadata)
 
 
-def rollout_table(event: RolloutsScored) -> pa.Table:
-    """All rollouts of a step."""
+def rollout_table(event: RolloutsScored, logged: Iterable[str] = ()) -> pa.Table:
+    """All rollouts of a step.
+
+    Args:
+        logged: columns that earlier steps had, so that all files of a run agree where they can.
+    """
     rows = [
         {"step": event.step, "advantage": advantage, **_rollout(rollout)}
         for rollout, advantage in zip(event.rollouts_B, event.advantages_B, strict=True)
@@ -95,7 +107,15 @@ def rollout_table(event: RolloutsScored) -> pa.Table:
     for name, outcomes in zip(scored.providers_F, scored.outcomes_F_B, strict=True):
         for row, outcome in zip(rows, outcomes, strict=True):
             row.update(_outcome(name, outcome))
-    return pa.Table.from_pylist(rows, schema=rollout_schema(scored))
+    for row, dropped, columns in zip(rows, scored.dropped_B, scored.logged_B, strict=True):
+        row["dropped"] = dropped
+        row.update({f"logged/{name}": _json(value) for name, value in columns.items()})
+    return pa.Table.from_pylist(rows, schema=rollout_schema(scored, logged_names(scored, logged)))
+
+
+def logged_names(scored: ScoredRollouts, before: Iterable[str] = ()) -> list[str]:
+    """``<provider>/<column>`` of what was logged, sorted."""
+    return sorted({name for row in scored.logged_B for name in row} | set(before))
 
 
 def _rollout(rollout: Rollout) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from grpo_core import hookimpl
 from grpo_core.staging import staged_file
 from grpo_savers.config import RolloutsConfig
-from grpo_savers.rollout_table import rollout_table
+from grpo_savers.rollout_table import logged_names, rollout_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,7 @@ class RolloutsSaver:
     ) -> None:
         self._config = config or RolloutsConfig()
         self._folder: Path | None = None
+        self._logged: list[str] = []
 
     def save(self, request: SaveRequest) -> Path | None:
         """Nothing: the rollouts are written as they come."""
@@ -51,5 +52,7 @@ class RolloutsSaver:
             return
         if self._folder is None:
             raise RuntimeError("rollouts were scored before grpo_run_start named the run folder")
+        # Readers of a folder take the columns of its files to be the same.
+        self._logged = logged_names(event.scored, self._logged)
         with staged_file(self._folder / f"step-{event.step:06d}.parquet") as path:
-            pq.write_table(rollout_table(event), path, compression="zstd")
+            pq.write_table(rollout_table(event, self._logged), path, compression="zstd")

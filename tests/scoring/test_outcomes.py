@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,10 @@ def test_trl_signature_with_columns() -> None:
     seen: dict[str, Any] = {}
 
     def reward(prompts: Any, completions: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
-        seen.update(kwargs, prompts=prompts, completions=completions, ids=completion_ids)
+        ours = {"trainer_state", "log_extra", "log_metric"}
+        assert ours < set(kwargs)
+        columns = {name: value for name, value in kwargs.items() if name not in ours}
+        seen.update(columns, prompts=prompts, completions=completions, ids=completion_ids)
         return [1.0, 0.5]
 
     outcomes = score(reward, [rollout("a", answer="1"), rollout("b", answer="2")])
@@ -147,11 +151,18 @@ async def fails_later(completions: list[str]) -> list[float]:
     raise TimeoutError("too slow")
 
 
+async def exits_later(completions: list[str]) -> list[float]:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
         (fails, "reward 'fails' raised ValueError: no judge"),
         (fails_later, "reward 'fails_later' raised TimeoutError: too slow"),
+        (lambda completions: next(iter([])), "raised StopIteration"),
+        (lambda completions: sys.exit(3), "raised SystemExit: 3"),
+        (exits_later, "raised KeyboardInterrupt"),
         (lambda completions: [1.0], "returned 1 values for 2 completions"),
         (lambda completions: 1.0, "returned a float, not a list"),
         (lambda completions: {"a": 1}, "returned a dict, not a list"),

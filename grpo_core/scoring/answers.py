@@ -1,0 +1,114 @@
+"""What a provider returned or raised, as outcomes."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_core.errors import RewardError
+from grpo_core.rewards import as_outcomes
+from grpo_core.types import Abstained, Failed, FailureKind, RewardOutcome, ScoreRequest, Value
+
+
+class DeadlineError(TimeoutError):
+    """No answer within ``execution.timeout``."""
+
+
+class LostError(RuntimeError):
+    """The call ended with what ran it: a process that died, an event loop that was blocked."""
+
+
+class ExitRaisedError(RuntimeError):
+    """It raised ``SystemExit`` or ``KeyboardInterrupt``, which must not end the run unnamed."""
+
+
+class RemoteError(RuntimeError):
+    """It raised in a worker process; the text holds the traceback there."""
+
+    def __init__(self, text: str, *, kind: FailureKind, final: bool, traceback: str) -> None:
+        super().__init__(text)
+        self.kind, self.final, self.traceback = kind, final, traceback
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """Example: ``Answer(outcomes_B=(Value(value=1.0),), columns={"gold": ["4"]}, metrics={})``."""
+
+    outcomes_B: tuple[RewardOutcome, ...]
+    columns: Mapping[str, Sequence[Any]]
+    metrics: Mapping[str, Sequence[float]]
+
+
+def answer_of(returned: object, request: ScoreRequest) -> Answer:
+    """Check what a provider returned for ``request``.
+
+    Raises:
+        RewardError: it is no list of rewards, or of another number than was asked for.
+    """
+    outcomes, expected = as_outcomes(returned), len(request.rollouts_B)
+    if len(outcomes) != expected:
+        raise RewardError(f"returned {len(outcomes)} values for {expected} completions")
+    return Answer(
+        outcomes_B=tuple(map(_finite, outcomes)),
+        columns=dict(request.log.columns),
+        metrics={name: list(values) for name, values in request.log.metrics.items()},
+    )
+
+
+def failure_of(error: BaseException) -> Failed:
+    """The failure that an exception of a call stands for."""
+    if isinstance(error, RemoteError):
+        return Failed(kind=error.kind, reason=str(error))
+    # `RewardError` is our own verdict on what was returned; anything else was raised.
+    if isinstance(error, RewardError):
+        return Failed(kind="invalid", reason=str(error))
+    kind: FailureKind = "timeout" if isinstance(error, TimeoutError) else "error"
+    if isinstance(error, (DeadlineError, LostError, ExitRaisedError)):
+        return Failed(kind=kind, reason=str(error))
+    return Failed(kind=kind, reason=f"raised {type(error).__name__}: {error}")
+
+
+def trace_of(error: BaseException) -> str:
+    """The traceback of what a provider raised, from its own first line on."""
+    trace = error.__traceback__
+    while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace))
+
+
+def _is_ours(file: str) -> bool:
+    here = Path(__file__)
+    return Path(file).parent == here.parent or Path(file) == here.parents[1] / "rewards.py"
+
+
+def _finite(outcome: RewardOutcome) -> RewardOutcome:
+    # One infinity makes every advantage of its group NaN or 0, and the curve stays plausible.
+    if isinstance(outcome, Value) and not math.isfinite(outcome.value):
+        return Failed(kind="invalid", reason=f"returned {outcome.value}, which is not finite")
+    return outcome
+
+
+def encoded(outcome: RewardOutcome) -> list[Any]:
+    """As JSON."""
+    match outcome:
+        case Value():
+            return ["value", outcome.value]
+        case Abstained():
+            return ["abstained", outcome.reason]
+        case Failed():
+            return ["failed", outcome.kind, outcome.reason]
+
+
+def decoded(entry: Sequence[Any]) -> RewardOutcome:
+    """What was ``encoded``."""
+    match entry[0]:
+        case "value":
+            return Value(value=float(entry[1]))
+        case "abstained":
+            return Abstained(reason=str(entry[1]))
+        case _:
+            return Failed(kind=entry[1], reason=str(entry[2]))
