@@ -140,7 +140,9 @@ class RewardProvider(Protocol):
     It is called group by group while other groups are still being sampled, in a thread or, if
     ``score`` is ``async``, on one event loop that lasts as long as the run; so it must not depend
     on which group comes first. ``needs_batch = True`` asks for all of a step in one call; a
-    provider with state (see above) is called so too.
+    provider with state (see above) is called so too. ``per_rollout = True`` says that an outcome
+    depends on its own rollout alone: where one of a group hangs or kills its worker process, the
+    others are asked for again by themselves.
 
     Optionally ``answer(rollout) -> Hashable | None`` says which answer a rollout gives, so that
     evaluation can report what the majority of several samples does.

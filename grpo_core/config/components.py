@@ -93,6 +93,11 @@ def resolve_component(
     if len(problems.found) > before:
         return None
     extras = {key: getattr(own, key) for key in type(own).model_fields if key != "name"}
+    if isinstance(own, RewardBlock):
+        # What a reward says it needs (a process that can be killed, say) gives way to the config.
+        needed = getattr(options, "execution_defaults", {})
+        asked = own.execution.model_dump(exclude_unset=True)
+        extras["execution"] = RewardExecution.model_validate({**needed, **asked})
     return ResolvedComponent(role=role, registration=registration, options=options, **extras)
 
 

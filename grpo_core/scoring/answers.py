@@ -59,6 +59,25 @@ def answer_of(returned: object, request: ScoreRequest) -> Answer:
     )
 
 
+def joined(answers: Sequence[Answer]) -> Answer:
+    """Answers about one rollout after the other as one about all; what one of them did not log is
+    ``None`` there."""
+    columns = {name for answer in answers for name in answer.columns}
+    metrics = {name for answer in answers for name in answer.metrics}
+    return Answer(
+        outcomes_B=tuple(o for answer in answers for o in answer.outcomes_B),
+        columns={
+            name: [
+                value
+                for answer in answers
+                for value in answer.columns.get(name, [None] * len(answer.outcomes_B))
+            ]
+            for name in sorted(columns)
+        },
+        metrics={n: [x for a in answers for x in a.metrics.get(n, ())] for n in sorted(metrics)},
+    )
+
+
 def failure_of(error: BaseException) -> Failed:
     """The failure that an exception of a call stands for."""
     if isinstance(error, RemoteError):

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_core.errors import ConfigError, GRPOError
 from grpo_core.rewards import CallableReward, Reward, as_provider, stateful
-from grpo_core.scoring.answers import Answer, RemoteError, answer_of, failure_of, trace_of
+from grpo_core.scoring.answers import (
+    Answer,
+    DeadlineError,
+    LostError,
+    RemoteError,
+    answer_of,
+    failure_of,
+    joined,
+    trace_of,
+)
 from grpo_core.scoring.loops import AsyncCalls, BlockedLoopError
 from grpo_core.scoring.processes import Processes, packed
 from grpo_core.scoring.threads import Threads
@@ -181,6 +190,8 @@ class Lane:
                     # A new request for each: what a failed attempt has logged is not kept.
                     answer = await self.calls.call(request(rollouts), how.timeout)
         except Exception as error:
+            if len(rollouts) > 1 and self._can_split(error):
+                return await self._one_by_one(rollouts, request, started, tries - 1)
             cause = error
             failed = failure_of(error)
             if tries > 1:
@@ -191,6 +202,37 @@ class Lane:
             answer=answer,
             seconds=perf_counter() - started,
             retries=tries - 1,
+            cause=cause,
+        )
+
+    def _can_split(self, error: Exception) -> bool:
+        """Whether one of several rollouts may have ended a worker that says nothing of the rest."""
+        lost = isinstance(error, (DeadlineError, LostError))
+        return lost and isinstance(self.calls, Processes) and self.calls.per_rollout
+
+    async def _one_by_one(
+        self,
+        rollouts: Sequence[Rollout],
+        request: Callable[[Sequence[Rollout]], ScoreRequest],
+        started: float,
+        retries: int,
+    ) -> Call:
+        """Each rollout by itself, so that one that hangs or kills its worker costs no other; all
+        together in no more time than they had before."""
+        timeout = self.reward.execution.timeout
+        share = None if timeout is None else max(1.0, timeout / len(rollouts))
+        answers, cause = list[Answer](), None
+        for rollout in rollouts:
+            try:
+                answers.append(await self.calls.call(request([rollout]), share))
+            except Exception as error:
+                cause = error
+                answers.append(Answer(outcomes_B=(failure_of(error),), columns={}, metrics={}))
+        return Call(
+            rollouts=tuple(rollouts),
+            answer=joined(answers),
+            seconds=perf_counter() - started,
+            retries=retries + 1,
             cause=cause,
         )
 

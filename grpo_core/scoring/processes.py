@@ -99,6 +99,7 @@ class Worker:
             raise
         owner.has_state = hello["has_state"]
         owner.needs_batch = hello["needs_batch"]
+        owner.per_rollout = hello["per_rollout"]
         if owner.has_state and owner.concurrency > 1:
             raise RewardError(
                 f"has state, and each of {owner.concurrency} worker processes would have its own; "
@@ -183,6 +184,7 @@ class Processes:
         self.restarts = 0
         self.has_state = False
         self.needs_batch = False
+        self.per_rollout = False
         self.state: Any = None
         """As of the last answer: what a worker that takes another's place goes on from."""
         self._idle: list[Worker] = []

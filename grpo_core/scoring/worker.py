@@ -55,6 +55,7 @@ def serve(connection: Connection, payload: bytes, runner: asyncio.Runner) -> Non
         provider, has_state = as_provider(made), stateful(made)
         hello = {
             "has_state": has_state,
+            "per_rollout": bool(getattr(provider, "per_rollout", False)) and not has_state,
             "needs_batch": has_state or bool(getattr(provider, "needs_batch", False)),
             "state": state_of(made) if has_state else None,
         }

@@ -60,6 +60,17 @@ ORDERS: dict[str, Any] = {
 }
 
 
+class EachAlone:
+    """The same, rollout by rollout, and says so."""
+
+    name = "each-alone"
+    per_rollout = True
+
+    def score(self, request: Any) -> list[Any]:
+        request.log.extra("length", [len(r.text) for r in request.rollouts_B])
+        return obeys([r.text for r in request.rollouts_B])
+
+
 async def hangs_async(completions: list[str], **_: Any) -> list[float]:
     await asyncio.sleep(600)
     return [0.0]

@@ -58,6 +58,23 @@ def test_what_hangs_is_killed_and_the_rest_is_scored(
     assert sum(map(alive, set(hung))) == 1, "only the worker that took its place"
 
 
+@pytest.mark.parametrize("order", ["spin", "segfault"])
+def test_one_that_hangs_or_crashes_costs_no_other_where_each_stands_alone(
+    order: str,
+    nasty: ModuleType,
+    pids: Path,
+    group: Any,
+    make_scorer: Callable[..., Scorer],
+    kinds: Any,
+) -> None:
+    scorer = make_scorer(nasty.EachAlone(), **ISOLATED, timeout=2)
+    started = time.monotonic()
+    scored = scorer.score(0, group("fine", order, "also fine", number=0))
+    assert time.monotonic() - started < 2 * 2 + 4
+    assert kinds(scored) == [1.0, "timeout" if order == "spin" else "error", 1.0]
+    assert [row.get("each-alone/length") for row in scored.logged_B] == [4, None, 9]
+
+
 @pytest.mark.parametrize(
     ("order", "kind", "words"),
     [

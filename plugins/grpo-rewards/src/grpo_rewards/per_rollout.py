@@ -17,6 +17,7 @@ class PerRollout(ABC):
     """Scores one rollout at a time, so that it makes no difference which are scored together."""
 
     name: ClassVar[str]
+    per_rollout = True
 
     def score(self, request: ScoreRequest) -> Sequence[RewardOutcome]:
         """One outcome per rollout, in order."""
