@@ -3,34 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from grpo_core.policy.model import base_of, has_adapter
+from grpo_core.errors import ConfigError
+from grpo_core.policy.model import base_of
+from grpo_core.policy.quantized import readable, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name in the base model, tensor), each parameter once.
+def named_tensors(
+    model: nn.Module, *, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name in the base model, tensor), each parameter once, in ``dtype`` or its own.
 
-    Adapters are merged while the iterator is open and unmerged when it is closed, also after an
-    exception: a policy left merged would go on training the wrong function.
+    Adapters are added to a copy, one layer at a time, and the policy stays as it is: merged into
+    the layers and taken off again, they would leave 16-bit weights rounded, and 4-bit ones
+    quantised anew, so that each look at the weights changed them. Four-bit weights come in float32,
+    as the numbers that they stand for.
+
+    Raises:
+        ConfigError: an adapter does more than add a matrix (DoRA).
     """
-    if not has_adapter(model):
-        yield from model.named_parameters()
-        return
-    peft_model = cast("Any", model)
-    peft_model.merge_adapter()
-    try:
-        for name, tensor in base_of(model).named_parameters():
-            if ".lora_" not in name:
-                yield name.replace(".base_layer.", "."), tensor
-    finally:
-        peft_model.unmerge_adapter()
+    base = base_of(model)
+    for name, parameter in base.named_parameters():
+        path, is_wrapped, leaf = name.rpartition(".base_layer.")
+        if is_wrapped:
+            name = f"{path}.{leaf}"
+        elif any(part.startswith("lora_") for part in name.split(".")):
+            continue
+        tensor = readable(parameter)
+        if is_wrapped and leaf == "weight":
+            tensor = _merged(base.get_submodule(path), tensor, path, dtype or tensor.dtype)
+        yield name, tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+@torch.no_grad()
+def merge_rounding(model: nn.Module, dtype: torch.dtype) -> float:
+    """How much of what the adapters learned is lost when they are merged in ``dtype``: the largest
+    share, over the layers, of an adapter's norm by which the rounded sum is off. 0 is exact."""
+    worst = 0.0
+    base = base_of(model)
+    for name, parameter in base.named_parameters():
+        path, is_wrapped, leaf = name.rpartition(".base_layer.")
+        if not is_wrapped or leaf != "weight":
+            continue
+        weight = readable(parameter).double()
+        whole = _merged(base.get_submodule(path), weight, path, torch.float64)
+        learned = float((whole - weight).norm())
+        if learned:
+            worst = max(worst, float((whole.to(dtype).double() - whole).norm()) / learned)
+    return worst
+
+
+@torch.no_grad()
+def _merged(layer: Any, weight: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    """The weight with the active adapters added, rounded once."""
+    if layer.disable_adapters or layer.merged:
+        return weight
+    # float32 at least: added in 16 bits, sum and summands would both be rounded.
+    total = weight if weight.dtype == torch.float64 else weight.float()
+    for adapter in _adapters(layer):
+        if not _is_plain(layer, adapter):
+            raise ConfigError(
+                f"adapter {adapter!r} of layer {name!r} does more than add a matrix (DoRA, or a "
+                "bias of its own), and cannot be merged here; train plain LoRA"
+            )
+        total = total + whole(layer.get_delta_weight(adapter)).to(total.dtype)
+    return total.to(dtype)
+
+
+def _adapters(layer: Any) -> list[str]:
+    """The active adapters that this layer has."""
+    own = {*layer.lora_A, *layer.lora_embedding_A}
+    return [name for name in layer.active_adapters if name in own]
+
+
+def _is_plain(layer: Any, adapter: str) -> bool:
+    """Whether the adapter just adds a matrix."""
+    odd = (getattr(layer, "lora_variant", {}), getattr(layer, "lora_bias", {}))
+    return not any(found.get(adapter) for found in odd)
 
 
 def dense_weight(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
@@ -51,10 +107,9 @@ def dense_weight(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     weight = base.weight
     if lora.disable_adapters or lora.merged:
         return weight, base.bias
-    adapters = [name for name in lora.active_adapters if name in lora.lora_A]
-    plain = not any(getattr(lora, "lora_variant", {}).get(name) for name in adapters)
-    plain &= not any(getattr(lora, "lora_bias", {}).get(name) for name in adapters)
-    if not plain or weight.dtype not in (torch.float32, torch.float64):
+    adapters = _adapters(lora)
+    exact = weight.dtype in (torch.float32, torch.float64)
+    if not exact or not all(_is_plain(lora, name) for name in adapters):
         return None
     for name in adapters:
         weight = weight + lora.get_delta_weight(name)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from grpo_core.settings import Settings
 
 
 class SafetensorsConfig(Settings):
-    """How the final model is written."""
+    """What is written of the model, and when."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
@@ -22,6 +23,36 @@ class SafetensorsConfig(Settings):
         pattern=r"^\d+(?:\.\d+)?\s*[KMGT]B$",
         description="Larger models are split into files of at most this size.",
     )
+    adapter: Literal["separate", "merged", "both"] = Field(
+        default="separate",
+        description="Of a LoRA policy: the adapter alone, the base model with the adapter added to "
+        "its weights, or the adapter with the merged model in a folder merged/ beside it.",
+    )
+    at_checkpoints: bool = Field(
+        default=False,
+        description="Also write models/step-000040/ whenever a checkpoint is written; it is kept "
+        "as long as the checkpoint.",
+    )
+    submodules: dict[str, str] = Field(
+        default_factory=dict,
+        description="Parts of the model to write in place of all of it, each by the folder it goes "
+        "to: {.: policy} writes model.policy alone, {.: policy, critic: value_model} both.",
+    )
+    leave_out: tuple[str, ...] = Field(
+        default=(),
+        description="Weights not to write, by the beginning of their names: [value_head].",
+    )
+
+    @field_validator("submodules")
+    @classmethod
+    def _stay_inside(cls, value: dict[str, str]) -> dict[str, str]:
+        for folder in value:
+            if folder != "." and not re.fullmatch(r"[\w-]+", folder):
+                raise ValueError(
+                    f"{folder!r} is no plain folder name: use . for the model's own folder, or "
+                    "letters, digits, - and _"
+                )
+        return value
 
 
 class RolloutsConfig(Settings):
