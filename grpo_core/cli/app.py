@@ -14,6 +14,7 @@ from grpo_core.cli.demo import demo
 from grpo_core.cli.evaluate import evaluate
 from grpo_core.cli.options import DEBUG, debug_option
 from grpo_core.cli.plugins import plugins
+from grpo_core.cli.push import push
 from grpo_core.cli.train import INTERRUPTED, train
 from grpo_core.errors import GRPOError
 
@@ -51,5 +52,5 @@ def grpo() -> None:
     """
 
 
-for command in (demo, train, evaluate, config, plugins):
+for command in (demo, train, evaluate, push, config, plugins):
     grpo.add_command(command)

@@ -166,7 +166,9 @@ def _papers(target: str) -> list[str]:
     """The papers that a component's own documentation names, if it is loaded."""
     module, _, name = target.partition(":")
     component = getattr(sys.modules.get(module), name, None)
-    return list(dict.fromkeys(ARXIV.findall(inspect.getdoc(component) or "")))
+    own = getattr(getattr(component, "Config", None), "paper", None)
+    found = ARXIV.findall(f"arXiv {own}, {inspect.getdoc(component) or ''}")
+    return list(dict.fromkeys(found))
 
 
 def _settings(config: Mapping[str, Any]) -> str:

@@ -59,3 +59,39 @@ class RolloutsConfig(Settings):
     """Which rollouts are written."""
 
     every: int = Field(default=1, ge=1, description="Write the rollouts of every n-th step.")
+
+
+REPO = r"^[\w][\w.-]*(/[\w][\w.-]*)?$"
+
+
+class HubConfig(Settings):
+    """Where on the Hugging Face Hub a run is published. The token is that of ``hf auth login`` or
+    ``HF_TOKEN``, and is never written anywhere."""
+
+    repo: str = Field(
+        pattern=REPO,
+        description="Of the model: organisation/name, or a name of your own. Made if it is new.",
+    )
+    private: bool = Field(
+        default=True,
+        description="Nobody else may see it; a repository that is public already is then refused.",
+    )
+    at_checkpoints: bool = Field(
+        default=False,
+        description="Also publish the models of checkpoints, each to a branch step-000040; the "
+        "saver safetensors must write them (at_checkpoints).",
+    )
+    rollouts_repo: str | None = Field(
+        default=None,
+        pattern=REPO,
+        description="A data set repository for the files of rollouts/; null publishes none.",
+    )
+    endpoint: str | None = Field(
+        default=None, description="Another server than HF_ENDPOINT or huggingface.co."
+    )
+    wait_minutes: float = Field(
+        default=30.0,
+        ge=0,
+        description="Longest wait at the end of the run for uploads under way; what is not done by "
+        "then stays in outbox/, for `grpo push`.",
+    )
