@@ -11,6 +11,7 @@ __getattr__ = lazy_exports(
         "LossSuite": "grpo_core.testing.loss_suite",
         "PluginSuite": "grpo_core.testing.plugin_suite",
         "ReferenceSuite": "grpo_core.testing.reference_suite",
+        "SaverSuite": "grpo_core.testing.saver_suite",
         "ScriptedConfig": "grpo_core.testing.config",
         "ScriptedGenerator": "grpo_core.testing.scripted",
     },
@@ -21,6 +22,7 @@ __all__ = [
     "LossSuite",
     "PluginSuite",
     "ReferenceSuite",
+    "SaverSuite",
     "ScriptedConfig",
     "ScriptedGenerator",
 ]
@@ -31,4 +33,5 @@ if TYPE_CHECKING:
     from grpo_core.testing.loss_suite import LossSuite
     from grpo_core.testing.plugin_suite import PluginSuite
     from grpo_core.testing.reference_suite import ReferenceSuite
+    from grpo_core.testing.saver_suite import SaverSuite
     from grpo_core.testing.scripted import ScriptedGenerator

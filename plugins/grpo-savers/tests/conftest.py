@@ -18,7 +18,9 @@ from grpo_core.settings import LoraSettings, ModelSettings
 from grpo_core.types import SaveRequest
 
 # Tests are files, not packages: what they share is put where `import hub_server` finds it.
-_spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).parent / "hub_server.py")
+_spec = importlib.util.spec_from_file_location(
+    "hub_server", Path(__file__).parent / "hub_server.py"
+)
 hub_server = importlib.util.module_from_spec(_spec)
 sys.modules["hub_server"] = hub_server
 _spec.loader.exec_module(hub_server)

@@ -34,7 +34,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """Answer ``status`` (or cut the connection, or be slow) ``times`` times where a path matches."""
+    """Answer ``status``, cut the connection or be slow, ``times`` times, where a path matches."""
 
     match: str
     status: int = 0
@@ -269,5 +269,3 @@ def running_hub() -> Iterator[Hub]:
     finally:
         hub.stop()
         thread.join()
-
-

@@ -160,7 +160,7 @@ def test_weights_that_arrived_are_not_sent_again(send: Any, hub: Any):
 
 def test_no_server_at_all(send: Any, hub: Any):
     hub.stop()
-    with pytest.raises(UploadError, match="ConnectError|Connection"):
+    with pytest.raises(UploadError, match=r"ConnectError|Connection"):
         send()
 
 

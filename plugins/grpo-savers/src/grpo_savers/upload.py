@@ -104,7 +104,8 @@ def _judge(error: Exception, attempt: int) -> tuple[str, float | None]:
     response: Any = next(
         (e.response for e in chain if getattr(e, "response", None) is not None), None
     )
-    text = without_token(f"{type(error).__name__}: {error}")
+    # One line: the last line of the log is what the run shows.
+    text = " ".join(without_token(f"{type(error).__name__}: {error}").split())
     if response is not None and response.status_code in PERMANENT:
         return f"{PERMANENT[response.status_code]} ({response.status_code}; {text})", None
     if any(isinstance(e, FileNotFoundError | PermissionError) for e in chain):

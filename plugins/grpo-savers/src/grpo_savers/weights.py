@@ -70,6 +70,9 @@ class Writer:
         values = json.loads(path.read_text(encoding="utf-8"))
         values["base_model_name_or_path"] = _lasting_path(self.policy.settings.path)
         values["revision"] = self.policy.settings.revision
+        if isinstance(values.get("target_modules"), list):
+            # PEFT keeps a set, whose order is another in every process.
+            values["target_modules"].sort()
         _write_json(path, values)
 
     def merged(self, model: Any, folder: Path | None) -> None:
