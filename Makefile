@@ -57,7 +57,7 @@ $(VENV)/.run: $(PACKAGES) | $(VENV)/.pip
 	@touch $@
 
 $(VENV)/.test: $(PACKAGES) | $(VENV)/.pip
-	$(INSTALL) --editable '.[hf,rewards,tensorboard,testing,dev]' $(EDITABLE_PLUGINS)
+	$(INSTALL) --editable '.[hf,qlora,rewards,tensorboard,testing,dev]' $(EDITABLE_PLUGINS)
 	@touch $(VENV)/.run $@
 
 $(CONTRIB_VENV)/.contrib: $(PACKAGES) $(CONTRIB:=/pyproject.toml) contrib/constraints.txt

@@ -208,10 +208,17 @@ class Reference(Protocol):
 
 @runtime_checkable
 class Saver(Protocol):
-    """What leaves the run. May also be an observer of lifecycle events."""
+    """What leaves the run. May also be an observer of lifecycle events.
+
+    A saver that publishes may have ``push(run_dir: Path) -> Sequence[str]``, for ``grpo push``: to
+    publish now what an earlier run wrote, and to return the addresses.
+    """
 
     def save(self, request: SaveRequest) -> Path | None:
-        """Write completely or not at all; return what was written, or ``None`` if not concerned."""
+        """Write completely or not at all; return what was written, or ``None`` if not concerned.
+
+        Called after every checkpoint, where an exception is a warning until the third in a row, and
+        at the end. Saving again writes the same, and leaves the policy as it was."""
 
 
 Observer = object

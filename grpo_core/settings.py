@@ -30,6 +30,31 @@ class LoraSettings(Settings):
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (arXiv 2312.03732).")
 
 
+class QuantizationSettings(Settings):
+    """Base weights in 4 bits, for LoRA alone (QLoRA, arXiv 2305.14314), by bitsandbytes."""
+
+    type: Literal["nf4", "fp4"] = Field(
+        "nf4", description="Of the 4-bit numbers; nf4 is the paper's."
+    )
+    double: bool = Field(
+        True, description="Quantise the scales, too: 0.37 bits less per weight (paper, section 3)."
+    )
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Layers are computed in it; auto is bfloat16 (the paper's) on GPUs that have "
+        "it, else float32.",
+    )
+    storage_dtype: Literal["uint8", "bfloat16", "float16", "float32"] = Field(
+        "uint8",
+        description="How the 4-bit numbers are packed; FSDP needs the dtype of the other weights.",
+    )
+    adapter_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of the adapters. The paper trains them in bfloat16, which at GRPO's small "
+        "rates swallows most updates.",
+    )
+
+
 class ModelSettings(Settings):
     """The policy: where it comes from, and in which numbers it is computed."""
 
@@ -65,6 +90,18 @@ class ModelSettings(Settings):
         "is faster in a short trial at the start.",
     )
     lora: LoraSettings | None = Field(None, description="Train adapters in place of all weights.")
+    quantization: QuantizationSettings | None = Field(
+        None, description="Keep the base weights in 4 bits; needs lora."
+    )
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> ModelSettings:
+        if self.quantization is not None and self.lora is None:
+            raise ValueError(
+                "quantization without lora leaves nothing to train: 4-bit weights have no "
+                "gradient. Set model.lora ({} takes its defaults), or leave quantization out"
+            )
+        return self
 
     @field_validator("path", mode="before")
     @classmethod

@@ -58,19 +58,18 @@ def chart(title: str, remark: str, series: Sequence[Series]) -> Markup:
     series = [s for s in series if s.curve]
     if not series:
         return Markup("")
-    frame = _frame(series)
-    lines = [_line(frame, s, f"s{i % 6}") for i, s in enumerate(series)]
-    drawing = tag(
-        "svg",
-        _axes(frame),
-        *lines,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_label=title,
+    picture = tag(
+        "svg", drawing(series), viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title
     )
     legend = [tag("span", s.name, class_=f"key s{i % 6}") for i, s in enumerate(series)]
     caption = tag("p", *(legend if len(series) > 1 else ()), tag("span", remark), class_="remark")
-    return tag("figure", tag("figcaption", title), drawing, caption)
+    return tag("figure", tag("figcaption", title), picture, caption)
+
+
+def drawing(series: Sequence[Series]) -> Markup:
+    """Axes and lines of series that have points, as SVG elements on ``WIDTH`` by ``HEIGHT``."""
+    frame = _frame(series)
+    return joined(_axes(frame), *(_line(frame, s, f"s{i % 6}") for i, s in enumerate(series)))
 
 
 def _frame(series: Sequence[Series]) -> Frame:

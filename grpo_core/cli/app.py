@@ -15,6 +15,7 @@ from grpo_core.cli.evaluate import evaluate
 from grpo_core.cli.options import DEBUG, debug_option
 from grpo_core.cli.plugins import plugins
 from grpo_core.cli.preview import preview
+from grpo_core.cli.push import push
 from grpo_core.cli.train import INTERRUPTED, train
 from grpo_core.errors import GRPOError
 
@@ -52,5 +53,5 @@ def grpo() -> None:
     """
 
 
-for command in (demo, preview, train, evaluate, config, plugins):
+for command in (demo, preview, train, evaluate, push, config, plugins):
     grpo.add_command(command)

@@ -30,7 +30,7 @@ FIRST_PARTY: dict[str, dict[Role, tuple[str, ...]]] = {
         )
     },
     "grpo-sandbox": {"reward": ("code",)},
-    "grpo-savers": {"saver": ("rollouts", "safetensors")},
+    "grpo-savers": {"saver": ("hub", "rollouts", "safetensors")},
     "grpo-tools": {"environment": ("multi-turn", "tools")},
 }
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_core.errors import ConfigError
 from grpo_core.policy.head import HeadTransform
+from grpo_core.policy.quantized import prepare, quantization_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,12 +27,21 @@ DTYPES = {
 }
 
 
-def load_model(settings: ModelSettings, *, seed: int = 0) -> nn.Module:
-    """The model, dropout off, with adapters if asked for, which ``seed`` decides the start of.
+def load_model(
+    settings: ModelSettings, *, seed: int = 0, device: torch.device | None = None
+) -> nn.Module:
+    """The model on ``device``, dropout off, with adapters if asked for, which ``seed`` decides the
+    start of.
 
     Raises:
         ConfigError: it cannot be loaded; says which path and why.
     """
+    device = device or torch.device("cpu")
+    more: dict[str, Any] = dict(settings.init_kwargs)
+    if settings.quantization is not None:
+        more["quantization_config"] = quantization_config(settings.quantization, device)
+        # bitsandbytes packs for the device it is on; moved later, the layout would be another's.
+        more.setdefault("device_map", {"": device})
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             settings.path,
@@ -39,17 +49,18 @@ def load_model(settings: ModelSettings, *, seed: int = 0) -> nn.Module:
             dtype=DTYPES[settings.dtype],
             attn_implementation=settings.attn_implementation,
             trust_remote_code=settings.trust_remote_code,
-            **settings.init_kwargs,
+            **more,
         )
     except (OSError, ValueError, ImportError, TypeError) as error:
         raise ConfigError(f"model.path {settings.path!r} cannot be loaded: {error}") from error
     if settings.lora is not None:
         model = _add_lora(model, settings.lora, seed)
+        prepare(model, settings)
     disable_dropout(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    return cast("nn.Module", model)
+    return cast("nn.Module", model if settings.quantization else model.to(device))
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:

@@ -26,6 +26,7 @@ from grpo_core.policy.model import (
 )
 from grpo_core.policy.module import PolicyModule
 from grpo_core.policy.optimizer import make_optimizer, rate_schedule
+from grpo_core.policy.quantized import coarse
 from grpo_core.policy.routing import ExpertLoad
 from grpo_core.policy.state import load_optimizer, load_weights, optimizer_state, trained_weights
 from grpo_core.policy.text import PromptEncoder
@@ -70,7 +71,7 @@ class Policy:
         self.accelerator = Accelerator(mixed_precision="no")
         self._autocast_dtype, self._why_precision = autocast_dtype(model)
         self.threads = set_threads(model.threads) if self.device.type == "cpu" else "not used"
-        self.model: nn.Module = load_model(model, seed=seed).to(self.device)
+        self.model: nn.Module = load_model(model, seed=seed, device=self.device)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         self.eos_token_ids = eos_token_ids(self.model, self.tokenizer)
         self.context_length = context_length(self.model)
@@ -124,6 +125,8 @@ class Policy:
     def precision(self) -> str:
         """How forward passes are computed: ``float32``, or ``float32 weights, bf16 autocast``."""
         weights = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        if self.settings.quantization is not None:
+            weights = f"{weights} with {self.settings.quantization.type} layers"
         return weights if self._autocast_dtype is None else f"{weights} weights, bf16 autocast"
 
     @property
@@ -139,7 +142,7 @@ class Policy:
     @property
     def mixed(self) -> bool:
         """Whether anything is computed in 16 bits."""
-        return "16" in self.precision
+        return self._autocast_dtype is not None or coarse(self.model)
 
     @property
     def rank(self) -> int:

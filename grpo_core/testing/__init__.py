@@ -13,6 +13,7 @@ __getattr__ = lazy_exports(
         "PluginSuite": "grpo_core.testing.plugin_suite",
         "ReferenceSuite": "grpo_core.testing.reference_suite",
         "RewardSuite": "grpo_core.testing.reward_suite",
+        "SaverSuite": "grpo_core.testing.saver_suite",
         "ScriptedConfig": "grpo_core.testing.config",
         "ScriptedGenerator": "grpo_core.testing.scripted",
     },
@@ -25,6 +26,7 @@ __all__ = [
     "PluginSuite",
     "ReferenceSuite",
     "RewardSuite",
+    "SaverSuite",
     "ScriptedConfig",
     "ScriptedGenerator",
 ]
@@ -37,4 +39,5 @@ if TYPE_CHECKING:
     from grpo_core.testing.plugin_suite import PluginSuite
     from grpo_core.testing.reference_suite import ReferenceSuite
     from grpo_core.testing.reward_suite import RewardSuite
+    from grpo_core.testing.saver_suite import SaverSuite
     from grpo_core.testing.scripted import ScriptedGenerator

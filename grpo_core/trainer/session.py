@@ -22,7 +22,8 @@ from grpo_core.trainer.evaluation import evaluate, evaluate_saved
 from grpo_core.trainer.folder import claim_folder, remove_description, write_description
 from grpo_core.trainer.health import Health
 from grpo_core.trainer.prompts import check_lengths
-from grpo_core.types import CheckpointSaved, EvalResult, RunEnd, RunStart, SaveRequest, StepEnd
+from grpo_core.trainer.saving import Saving
+from grpo_core.types import EvalResult, RunEnd, RunStart, StepEnd
 
 if TYPE_CHECKING:
     from grpo_core.settings import CheckpointSettings
@@ -41,6 +42,7 @@ class Session:
         self._run = run
         self._health = Health()
         self.checkpoints = Checkpoints(run, self, checkpoints)
+        self._saving = Saving(run, self)
         self.status: Status = "running"
         self.stop_requested = False
         self.steps_done = 0
@@ -97,7 +99,8 @@ class Session:
         # Before the checkpoint, which must know that it has been.
         if self._evaluation_is_due(last=self.steps_done == run.settings.steps):
             self._evaluate()
-        self.checkpoints.step_done()
+        if self.checkpoints.step_done():
+            self._saving.save("checkpoint")
 
     def latest_metrics(self) -> Mapping[str, float]:
         """Of the last step, and of the evaluation after it if there was one."""
@@ -241,7 +244,7 @@ class Session:
             finally:
                 # Before the first step there is nothing that the starting model does not hold.
                 if self.steps_done or error is None:
-                    self._save()
+                    self._saving.save("final")
                     if error is None:
                         self._evaluate_saved()
         except Exception as failure:
@@ -263,28 +266,6 @@ class Session:
                         artifacts=dict(self.artifacts),
                         error=None if error is None else f"{type(error).__name__}: {error}",
                     )
-                )
-
-    def _save(self) -> None:
-        run = self._run
-        request = SaveRequest(
-            kind="final",
-            step=self.steps_done,
-            run_dir=run.output,
-            policy=run.policy,
-            config=run.config,
-            manifest=run.manifest,
-            metrics=self.history[-1] if self.history else {},
-            history=tuple(self.history),
-            results=tuple(self.results),
-        )
-        for saver in run.savers:
-            with attributed(run.label_of("saver", saver), "save"):
-                path = saver.save(request)
-            if path is not None and run.policy.is_main:
-                self.artifacts[path.name] = path
-                run.lifecycle.checkpoint_saved(
-                    CheckpointSaved(step=self.steps_done, path=path, kind="final")
                 )
 
     def _evaluate_saved(self) -> None:

@@ -95,11 +95,13 @@ class StepEnd:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointSaved:
-    """A saver has written ``path`` completely."""
+    """``path`` has been written completely."""
 
     step: int
     path: Path
-    kind: Literal["checkpoint", "final"]
+    kind: Literal["checkpoint", "model", "final"]
+    """``checkpoint``: the state of training; ``model``: what a saver wrote at a checkpoint;
+    ``final``: what a saver wrote at the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -37,6 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policy": GROUND | {"batching", "protocols"},
     # `builtin` registers through the same door as any plugin, so it sees what a plugin sees.
     "builtin": GROUND | {"hookspecs", "plugins.registrar", "protocols", "secrets"},
+    # Charts of the built-in report, for plugins that show curves elsewhere.
+    "curves": {"builtin.charts", "builtin.markup"},
     "trainer": GROUND
     | {"attribution", "batching", "builtin.single_turn", "estimators", "hooks", "metrics"}
     | {"numerics", "protocols", "rewards", "scoring", "staging", "yaml12"},

@@ -7,6 +7,7 @@ import ast
 import pytest
 
 PUBLIC = {
+    "curves",
     "endpoint",
     "errors",
     "hookspecs",

@@ -54,6 +54,7 @@ def test_there_is_every_command() -> None:
         "config show",
         "config schema",
         "eval",
+        "push",
     }
 
 

@@ -14,6 +14,7 @@ from grpo_core.policy.layouts.flex import BLOCK
 from grpo_core.policy.layouts.padded import PaddedLayout
 from grpo_core.policy.layouts.tree import PackedLayout, PrefixTreeLayout
 from grpo_core.policy.model import base_of, context_length, sliding_windows
+from grpo_core.policy.quantized import coarse
 from grpo_core.types import Prompt, Rollout, Span
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ def _difference(module: PolicyModule, *, fused: bool, mixed: bool) -> float | st
     most = 0.0
     for what, (padded, tree) in {"hidden states": found, "gradients": gradients}.items():
         off = float((padded - tree).abs().max() / padded.abs().max())
-        bound = SIXTEEN_BITS if mixed else TOLERANCE.get(padded.dtype, SIXTEEN_BITS)
+        rough = mixed or coarse(module)
+        bound = SIXTEEN_BITS if rough else TOLERANCE.get(padded.dtype, SIXTEEN_BITS)
         if not off <= bound:
             return f"{what} differ by {off:.2g} from those of padded rows"
         most = max(most, off)

@@ -174,15 +174,14 @@ class Checkpoints:
         if self._settings is not None:
             self._start = StepStart.of(self._run)
 
-    def step_done(self) -> None:
-        """Write if it is time.
+    def step_done(self) -> bool:
+        """Write if it is time; whether there is a new one.
 
         Raises:
             CheckpointError: it has failed several times in a row.
         """
         self._start = None
-        if self._is_due():
-            self._write(StepStart.of(self._run), final=False)
+        return self._is_due() and self._write(StepStart.of(self._run), final=False)
 
     def run_ends(self, error: BaseException | None) -> None:
         """Write the last one, if what is there now is the state between two steps.
@@ -225,7 +224,7 @@ class Checkpoints:
         before, now = (n * per_step / self._settings.every_epochs for n in (done - 1, done))
         return math.floor(now) > math.floor(before)
 
-    def _write(self, start: StepStart, *, final: bool) -> None:
+    def _write(self, start: StepStart, *, final: bool) -> bool:
         run = self._run
         ranks = run.policy.gather([own_state(run, start)])
         # What came of it is told to all: they must agree on whether to try again.
@@ -233,12 +232,13 @@ class Checkpoints:
         self._written_at = monotonic()
         if not problem:
             self._newest, self._failed = self._session.steps_done, 0
-            return
+            return True
         self._failed += 1
         if final or self._failed >= MAX_FAILED:
             raise CheckpointError(problem)
         if run.policy.is_main:
             logger.warning("%s; the run goes on, and the checkpoints before are kept", problem)
+        return False
 
     def _store(self, ranks: list[Any]) -> str:
         """Write, then delete what is no longer kept; returns what went wrong."""

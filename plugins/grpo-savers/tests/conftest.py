@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,14 @@ from grpo_core.demo.tokenizer import train_tokenizer
 from grpo_core.policy import Policy
 from grpo_core.settings import LoraSettings, ModelSettings
 from grpo_core.types import SaveRequest
+
+# Tests are files, not packages: what they share is put where `import hub_server` finds it.
+_spec = importlib.util.spec_from_file_location(
+    "hub_server", Path(__file__).parent / "hub_server.py"
+)
+hub_server = importlib.util.module_from_spec(_spec)
+sys.modules["hub_server"] = hub_server
+_spec.loader.exec_module(hub_server)
 
 MANIFEST = (
     {
@@ -106,3 +116,23 @@ def make_request(tmp_path: Path) -> Callable[..., SaveRequest]:
         return SaveRequest(**(fields | other))
 
     return make
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A Hub on loopback; this process, and those that it starts, are logged in there."""
+    from huggingface_hub import constants
+
+    with hub_server.running_hub() as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        for name, value in {
+            "HF_TOKEN": hub_server.TOKEN,
+            "HF_ENDPOINT": server.endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HOME": str(tmp_path / "hf-home"),
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield server

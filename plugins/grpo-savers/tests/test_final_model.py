@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from grpo_core.errors import ConfigError
 from grpo_core.policy import Policy
 from grpo_core.types import SaveRequest
 from grpo_savers.config import SafetensorsConfig
@@ -201,8 +202,130 @@ def test_saving_again_replaces(
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["final"]
 
 
-def test_checkpoints_are_another_savers_business(
+def test_at_checkpoints_the_card_is_written_and_the_model_if_asked(
     make_policy: MakePolicy, make_request: MakeRequest, tmp_path: Path
 ) -> None:
-    assert SafetensorsSaver().save(make_request(make_policy(), kind="checkpoint")) is None
+    run = tmp_path / "run"
+    policy = make_policy()
+    (run / "checkpoints" / "step-000003").mkdir(parents=True)
+    assert SafetensorsSaver().save(make_request(policy, kind="checkpoint")) is None
+    assert sorted(p.name for p in run.iterdir()) == ["README.md", "checkpoints", "curves.svg"]
+    saver = SafetensorsSaver(SafetensorsConfig(at_checkpoints=True))
+    path = saver.save(make_request(policy, kind="checkpoint"))
+    assert path == run / "models" / "step-000003"
+    torch.testing.assert_close(
+        AutoModelForCausalLM.from_pretrained(path)(torch.tensor(IDS)).logits, logits(policy)
+    )
+    # The checkpoint of step 3 is no longer kept, so neither is its model.
+    (run / "checkpoints" / "step-000003").rename(run / "checkpoints" / "step-000004")
+    saver.save(make_request(policy, kind="checkpoint", step=4))
+    assert [p.name for p in (run / "models").iterdir()] == ["step-000004"]
+
+
+@pytest.mark.parametrize("adapter", ["merged", "both"])
+def test_the_merged_model_is_the_policy(
+    adapter: str, make_policy: MakePolicy, make_request: MakeRequest, tmp_path: Path
+) -> None:
+    policy = make_policy(lora=True)
+    expected = logits(policy)
+    saver = SafetensorsSaver(SafetensorsConfig(adapter=adapter))  # type: ignore[arg-type]
+    final = saver.save(make_request(policy))
+    assert final is not None
+    folder = final if adapter == "merged" else final / "merged"
+    assert (final / "adapter_config.json").exists() == (adapter == "both")
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(loaded(torch.tensor(IDS)).logits, expected, rtol=1e-4, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(folder).chat_template == policy.tokenizer.chat_template
+    assert tuple(loaded.generation_config.eos_token_id) == policy.eos_token_ids
+    # In float32 the sum is rounded, but next to nothing of the adapter is lost.
+    merge = json.loads((folder / "merge.json").read_text())
+    assert merge["dtype"] == "float32"
+    assert 0 < merge["lost"] < 1e-5
+    assert torch.equal(logits(policy), expected)
+
+
+def test_a_merge_in_16_bits_says_what_it_cost(
+    make_policy: MakePolicy, make_request: MakeRequest
+) -> None:
+    policy = make_policy(lora=True)
+    config = SafetensorsConfig(adapter="merged", dtype="bfloat16")
+    final = SafetensorsSaver(config).save(make_request(policy))
+    assert final is not None
+    assert {t.dtype for t in load_file(final / "model.safetensors").values()} == {torch.bfloat16}
+    assert 1e-3 < json.loads((final / "merge.json").read_text())["lost"] < 1
+
+
+class WithCritic(torch.nn.Module):
+    """A policy with a value model beside it, as PPO has it."""
+
+    def __init__(self, policy: Any, value: Any) -> None:
+        super().__init__()
+        self.policy, self.value_model = policy, value
+        self.head = torch.nn.Linear(32, 1)
+
+
+class SaysItself(WithCritic):
+    def export_modules(self) -> dict[str, Any]:
+        return {".": self.policy}
+
+
+@pytest.mark.parametrize("kind", [WithCritic, SaysItself])
+def test_a_policy_leaves_without_its_critic(
+    kind: Any, make_policy: MakePolicy, make_request: MakeRequest, base: Path
+) -> None:
+    policy = make_policy()
+    expected = logits(policy)
+    policy.model = kind(policy.model, AutoModelForCausalLM.from_pretrained(base))
+    named = {".": "policy", "critic": "value_model"} if kind is WithCritic else {}
+    final = SafetensorsSaver(SafetensorsConfig(submodules=named)).save(make_request(policy))
+    assert final is not None
+    loaded = AutoModelForCausalLM.from_pretrained(final)
+    torch.testing.assert_close(loaded(torch.tensor(IDS)).logits, expected)
+    assert not any("value" in n or "head" in n for n in load_file(final / "model.safetensors"))
+    assert (final / "critic" / "model.safetensors").exists() == (kind is WithCritic)
+
+
+def test_a_value_head_inside_the_model_is_left_out(
+    make_policy: MakePolicy, make_request: MakeRequest
+) -> None:
+    policy = make_policy()
+    policy.model.value_head = torch.nn.Linear(32, 1)  # type: ignore[assignment]
+    saver = SafetensorsSaver(SafetensorsConfig(leave_out=("value_head",)))
+    final = saver.save(make_request(policy))
+    assert final is not None
+    assert not any("value" in name for name in load_file(final / "model.safetensors"))
+
+
+def test_parts_that_cannot_be_written_are_named(
+    make_policy: MakePolicy, make_request: MakeRequest, tmp_path: Path
+) -> None:
+    policy = make_policy()
+    policy.model = WithCritic(policy.model, torch.nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match=r"WithCritic.*inside are policy"):
+        SafetensorsSaver().save(make_request(policy))
+    with pytest.raises(ConfigError, match=r"'policies'.*no such part.*policy"):
+        SafetensorsSaver(SafetensorsConfig(submodules={".": "policies"})).save(make_request(policy))
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="no plain folder name"):
+        SafetensorsConfig(submodules={"../x": "policy"})
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_failed_write_leaves_the_policy_as_it_was(
+    lora: bool, make_policy: MakePolicy, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy(lora=lora)
+    model: Any = policy.model
+    config, generation = model.config.to_dict(), model.generation_config
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for module in ("transformers.modeling_utils", "peft.peft_model"):
+        monkeypatch.setattr(f"{module}.safe_save_file", full)
+    expected = logits(policy)
+    with pytest.raises(OSError, match="No space"):
+        SafetensorsSaver().save(make_request(policy))
+    assert model.generation_config is generation
+    assert model.config.to_dict() == config
+    assert torch.equal(logits(policy), expected)

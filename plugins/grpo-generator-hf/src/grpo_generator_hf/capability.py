@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from grpo_core.policy import sliding_windows
+from grpo_core.policy import coarse, sliding_windows
 from grpo_generator_hf.attention import Variant
 from grpo_generator_hf.fused_step import FusedStep, anatomy_obstacle
 from grpo_generator_hf.model_step import ModelStep, attention_over_slots
@@ -87,9 +87,8 @@ class _WatchingSlots(Slots):
 
 
 def _too_large(base: PreTrainedModel, error: float) -> str | None:
-    tolerance = 1e-3 if base.dtype in (torch.float32, torch.float64) else 0.25
-    if torch.is_autocast_enabled(base.device.type):
-        tolerance = 0.25
+    rough = coarse(base) or torch.is_autocast_enabled(base.device.type)
+    tolerance = 0.25 if rough else 1e-3
     if not error <= tolerance:
         return f"its logits differ by {error:.2g} from those of whole sequences"
     return None

@@ -24,3 +24,9 @@ def grpo_register_savers(register: Register) -> None:
         config="grpo_savers.config:RolloutsConfig",
         summary="Every rollout with tokens, log-probs, rewards and advantage, in rollouts/.",
     )
+    register(
+        "hub",
+        "grpo_savers.hub:HubSaver",
+        config="grpo_savers.config:HubConfig",
+        summary="What the other savers wrote, on the Hugging Face Hub; in the background.",
+    )
