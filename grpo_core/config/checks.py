@@ -48,7 +48,7 @@ class Draft:
 
 def check(draft: Draft, root: Node, problems: Problems) -> None:
     """Add every combination that cannot work to ``problems``."""
-    for finder in (_group_size, _reference, _adapter, _sampling, _warmup, _rewards):
+    for finder in (_group_size, _reference, _values, _adapter, _sampling, _warmup, _rewards):
         for path, text in finder(draft):
             problems.add(text, path, root.place_of(path))
 
@@ -95,6 +95,20 @@ def _reference(draft: Draft) -> Iterator[Finding]:
                 f"{role} {component.name!r} {why} reference log-probs, but reference is 'none'; "
                 f"set reference.name to frozen (or adapter-off with LoRA), or {role}.kl_coef to 0",
             )
+
+
+def _values(draft: Draft) -> Iterator[Finding]:
+    found = {role: draft.component(role) for role in ("loss", "advantage")}
+    needing = [
+        role for role, c in found.items() if c is not None and "values" in _declared(c, "needs", ())
+    ]
+    if len(needing) == 1 and all(found.values()):
+        (other,) = found.keys() - set(needing)
+        yield (
+            (needing[0],),
+            f"{needing[0]} {found[needing[0]].name!r} needs a value head, which {other} "
+            f"{found[other].name!r} knows nothing of; use the two that belong together",
+        )
 
 
 def _adapter(draft: Draft) -> Iterator[Finding]:
