@@ -38,8 +38,8 @@ class RolloutBatch:
     """``(action_count,)`` per rollout, see ``ActionTokens.entropy_rank_N``; ``None`` when no term
     needs them."""
     old_values: Sequence[Tensor] | None = None
-    """Of the value head before the update, ``(action_count,)`` per rollout, and what it shall learn;
-    ``None`` without one."""
+    """Of the value head before the update, ``(action_count,)`` per rollout, and what it shall
+    learn; ``None`` without one."""
     value_targets: Sequence[Tensor] | None = None
     old_logprobs: list[Tensor | None] = field(default_factory=list)
     """Log-probs under the policy as it was before the first optimizer step; ``None`` while they

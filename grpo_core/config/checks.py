@@ -98,16 +98,17 @@ def _reference(draft: Draft) -> Iterator[Finding]:
 
 
 def _values(draft: Draft) -> Iterator[Finding]:
-    found = {role: draft.component(role) for role in ("loss", "advantage")}
-    needing = [
-        role for role, c in found.items() if c is not None and "values" in _declared(c, "needs", ())
-    ]
-    if len(needing) == 1 and all(found.values()):
-        (other,) = found.keys() - set(needing)
+    loss, advantage = draft.component("loss"), draft.component("advantage")
+    if loss is None or advantage is None:
+        return
+    needs, other = loss, advantage
+    if "values" in _declared(advantage, "needs", ()):
+        needs, other = advantage, loss
+    if "values" in _declared(needs, "needs", ()) and "values" not in _declared(other, "needs", ()):
         yield (
-            (needing[0],),
-            f"{needing[0]} {found[needing[0]].name!r} needs a value head, which {other} "
-            f"{found[other].name!r} knows nothing of; use the two that belong together",
+            (needs.role,),
+            f"{needs.role} {needs.name!r} needs a value head, which {other.role} {other.name!r} "
+            "knows nothing of; use the two that belong together",
         )
 
 

@@ -17,8 +17,6 @@ LENGTHS = (5, 0, 1, 9, 3, 7)
 """Of the rollouts of a batch, one of them without action tokens."""
 MAX_TOKENS = 9
 
-VALUES = ("values_N", "old_values_N", "value_targets_N")
-
 
 def random_tokens(
     seed: int = 0,
@@ -88,7 +86,9 @@ def only(tokens: ActionTokens, needs: frozenset[Need]) -> ActionTokens:
         ref_logprobs_N=tokens.ref_logprobs_N if "ref_logprobs" in needs else None,
         entropy_rank_N=tokens.entropy_rank_N if "entropy_rank" in needs else None,
         router_balance_N=tokens.router_balance_N if "router_balance" in needs else None,
-        **{name: getattr(tokens, name) if "values" in needs else None for name in VALUES},
+        values_N=tokens.values_N if "values" in needs else None,
+        old_values_N=tokens.old_values_N if "values" in needs else None,
+        value_targets_N=tokens.value_targets_N if "values" in needs else None,
         sampling_logprobs_N=tokens.sampling_logprobs_N if "sampling_logprobs" in needs else poison,
         entropy_N=tokens.entropy_N if "entropy" in needs else poison,
     )
@@ -97,6 +97,6 @@ def only(tokens: ActionTokens, needs: frozenset[Need]) -> ActionTokens:
 def _floats(tokens: ActionTokens) -> dict[str, Any]:
     names = [f"{n}_logprobs_N" for n in ("old", "sampling", "ref")]
     names += ["logprobs_N", "entropy_N", "advantages_N", "entropy_rank_N", "router_balance_N"]
-    names += VALUES
+    names += ["values_N", "old_values_N", "value_targets_N"]
     found = {name: getattr(tokens, name) for name in names}
     return {name: x for name, x in found.items() if x is not None}
