@@ -37,6 +37,10 @@ class RolloutBatch:
     entropy_ranks: list[Tensor] | None = None
     """``(action_count,)`` per rollout, see ``ActionTokens.entropy_rank_N``; ``None`` when no term
     needs them."""
+    old_values: Sequence[Tensor] | None = None
+    """Of the value head before the update, ``(action_count,)`` per rollout, and what it shall
+    learn; ``None`` without one."""
+    value_targets: Sequence[Tensor] | None = None
     old_logprobs: list[Tensor | None] = field(default_factory=list)
     """Log-probs under the policy as it was before the first optimizer step; ``None`` while they
     are not known yet. Those of the first minibatch are known for free, from its own forward."""

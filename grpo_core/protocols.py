@@ -162,7 +162,8 @@ class RewardProvider(Protocol):
 class Advantage(Protocol):
     """Rewards to advantages, over the rollouts of all ranks.
 
-    ``needs`` may name ``ref_logprobs``, for a KL that is taken off the reward.
+    ``needs`` may name ``ref_logprobs``, for a KL that is taken off the reward, and ``values``, for
+    what a value head expects; the answer then has ``value_targets``, which the loss trains it on.
     """
 
     def __call__(self, request: AdvantageRequest) -> AdvantageResult: ...

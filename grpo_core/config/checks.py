@@ -48,7 +48,7 @@ class Draft:
 
 def check(draft: Draft, root: Node, problems: Problems) -> None:
     """Add every combination that cannot work to ``problems``."""
-    for finder in (_group_size, _reference, _adapter, _sampling, _warmup, _rewards):
+    for finder in (_group_size, _reference, _values, _adapter, _sampling, _warmup, _rewards):
         for path, text in finder(draft):
             problems.add(text, path, root.place_of(path))
 
@@ -95,6 +95,21 @@ def _reference(draft: Draft) -> Iterator[Finding]:
                 f"{role} {component.name!r} {why} reference log-probs, but reference is 'none'; "
                 f"set reference.name to frozen (or adapter-off with LoRA), or {role}.kl_coef to 0",
             )
+
+
+def _values(draft: Draft) -> Iterator[Finding]:
+    loss, advantage = draft.component("loss"), draft.component("advantage")
+    if loss is None or advantage is None:
+        return
+    needs, other = loss, advantage
+    if "values" in _declared(advantage, "needs", ()):
+        needs, other = advantage, loss
+    if "values" in _declared(needs, "needs", ()) and "values" not in _declared(other, "needs", ()):
+        yield (
+            (needs.role,),
+            f"{needs.role} {needs.name!r} needs a value head, which {other.role} {other.name!r} "
+            "knows nothing of; use the two that belong together",
+        )
 
 
 def _adapter(draft: Draft) -> Iterator[Finding]:

@@ -32,8 +32,12 @@ class PolicyModule(nn.Module):
         temperature: float = 1.0,
         entropy_gradient: bool = True,
         routing: bool = False,
+        values: bool = False,
     ) -> None:
-        """``routing``: ``forward`` will be asked what the routers do.
+        """
+        Args:
+            routing: ``forward`` will be asked what the routers do.
+            values: it gets a value head, which begins at 0 everywhere.
 
         Raises:
             ConfigError: there are none, or their load-balancing loss or the head is not known.
@@ -57,11 +61,13 @@ class PolicyModule(nn.Module):
                 "loss.router_aux_coef to 0"
             )
         self._experts_per_token = experts_per_token(model) if routing else 0
+        self.value_head = self._new_value_head() if values else None
 
     def forward(
         self, inputs: ModelInputs, *, routing: Literal["no", "too", "only"] = "no"
     ) -> tuple[Tensor, ...]:
-        """Log-probs of the action tokens and entropies at their positions, ``(N,)`` each, nats.
+        """Log-probs of the action tokens and entropies at their positions, ``(N,)`` each, nats;
+        with a value head its values too, ``(N,)``.
 
         Args:
             routing: what the routers do is returned too, or nothing else: the probabilities of
@@ -88,11 +94,11 @@ class PolicyModule(nn.Module):
     def _at(self, inputs: ModelInputs, found: Tensor) -> Tensor:
         return found.flatten(0, 1).index_select(0, inputs.predict_index_N)
 
-    def _of_rows(self, rows_N: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_rows(self, rows_N: Tensor, target_N: Tensor) -> tuple[Tensor, ...]:
         if not self.fused:
             return self._of_logits(rows_N, target_N)
         head = self._head()
-        return token_logprobs(
+        found = token_logprobs(
             rows_N,
             cast("Tensor", head.weight),
             cast("Tensor | None", getattr(head, "bias", None)),
@@ -100,6 +106,30 @@ class PolicyModule(nn.Module):
             self._transform,
             entropy_gradient=self._entropy_gradient,
         )
+        if self.value_head is None:
+            return found
+        # Under autocast too in the head's own precision: returns differ by less than 16 bits hold.
+        with torch.autocast(rows_N.device.type, enabled=False):
+            values_N = self.value_head(rows_N.to(self.value_head.weight.dtype)).squeeze(-1)
+        return (*found, values_N)
+
+    def _new_value_head(self) -> nn.Linear:
+        base = base_of(self.model)
+        if not self.fused:
+            raise ConfigError(
+                f"a value head needs the hidden states, and the head of {type(base).__name__} is "
+                "not known; use an advantage and a loss without values"
+            )
+        like = next(self.model.parameters())
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        head = nn.Linear(
+            base.config.get_text_config().hidden_size, 1, device=like.device, dtype=dtype
+        )
+        # At 0, so that before the first update no token is expected to be better than another, and
+        # nothing is drawn from a generator that a resumed run would have to know of.
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
 
     def _backbone(self, kwargs: dict[str, Any]) -> Any:
         return base_of(self.model).base_model(**kwargs)

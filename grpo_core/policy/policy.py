@@ -16,7 +16,12 @@ from grpo_core.errors import ConfigError, NonFiniteGradientError
 from grpo_core.policy.fused import fuse_layers
 from grpo_core.policy.hardware import autocast_dtype, keep_threads, set_threads
 from grpo_core.policy.layouts.choose import choose_layout
-from grpo_core.policy.microbatch import MicroBatch, OptimizerStep, make_microbatch
+from grpo_core.policy.microbatch import (
+    MicroBatch,
+    OptimizerStep,
+    make_microbatch,
+    outputs_per_rollout,
+)
 from grpo_core.policy.model import (
     context_length,
     eos_token_ids,
@@ -102,7 +107,9 @@ class Policy:
             temperature=temperature,
             entropy_gradient="entropy" in needs,
             routing=routing,
+            values="values" in needs,
         )
+        self._trained = module
         self._layout, self.layout = choose_layout(
             self.settings.layout,
             module,
@@ -189,9 +196,11 @@ class Policy:
         """Run the model; flat log-probs with gradient and everything that a loss may see."""
         with self.autocast():
             found = self._module(micro.inputs, routing="too" if self._experts else "no")
-        logprobs_N, entropy_N, index_N = (
-            x_N[: len(micro.weights_N)] for x_N in (*found[:2], micro.inputs.rollout_index_N)
+        n = len(micro.weights_N)
+        index_N, logprobs_N, entropy_N, *rest = (
+            x_N[:n] for x_N in (micro.inputs.rollout_index_N, *found)
         )
+        values_N = rest.pop(0) if "values" in self._needs else None
         old_N = micro.old_logprobs_N
         if old_N is None:
             # The policy has not moved since it was sampled from: these *are* the old log-probs.
@@ -210,7 +219,10 @@ class Policy:
             rollout_index_N=index_N,
             rollouts=len(micro.inputs.rows),
             entropy_rank_N=None if rank_N is None else rank_N.to(dtype),
-            router_balance_N=self._experts.balance(found[2:], micro) if self._experts else None,
+            router_balance_N=self._experts.balance(rest, micro) if self._experts else None,
+            values_N=values_N,
+            old_values_N=_like(values_N, micro.old_values_N),
+            value_targets_N=_like(values_N, micro.value_targets_N),
         )
 
     def backward(self, loss: Tensor) -> None:
@@ -266,8 +278,8 @@ class Policy:
                 "checkpoints to null"
             )
         return {
-            "weights": trained_weights(self.model),
-            "optimizer": optimizer_state(self.model, self._optimizer),
+            "weights": trained_weights(self._trained),
+            "optimizer": optimizer_state(self._trained, self._optimizer),
             "threads": torch.get_num_threads(),
             "version": self.version,
             "attempts": self._attempts,
@@ -280,8 +292,8 @@ class Policy:
         Raises:
             ConfigError: it was saved with another model.
         """
-        load_weights(self.model, state["weights"])
-        load_optimizer(self.model, self._optimizer, state["optimizer"])
+        load_weights(self._trained, state["weights"])
+        load_optimizer(self._trained, self._optimizer, state["optimizer"])
         if self.device.type == "cpu":
             self.threads = (
                 keep_threads(int(state["threads"]), self.settings.threads) or self.threads
@@ -300,32 +312,28 @@ class Policy:
             One tensor of shape ``(action_count,)`` per rollout, in nats, at the sampling
             temperature, on the policy's device.
         """
-        return [logprobs for logprobs, _ in self._score(rollouts, model)]
+        return [found[0] for found in self._score(rollouts, model)]
 
     @torch.no_grad()
     def logprobs_and_entropies(self, rollouts: Sequence[Rollout]) -> list[tuple[Tensor, Tensor]]:
         """The same, with the entropies of the distributions that the tokens were drawn from."""
-        return self._score(rollouts, None)
+        return [(found[0], found[1]) for found in self._score(rollouts, None)]
+
+    @torch.no_grad()
+    def values(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        """What the value head says before each action token, in the same form; ``prepare`` was
+        told that something needs it."""
+        return [found[2] for found in self._score(rollouts, None)]
 
     def _score(
         self, rollouts: Sequence[Rollout], model: nn.Module | None
-    ) -> list[tuple[Tensor, Tensor]]:
-        nothing = torch.zeros(0, device=self.device)
-        found = [(nothing, nothing) for _ in rollouts]
-        if not rollouts:
-            return found
+    ) -> list[tuple[Tensor, ...]]:
         module = self._module if model is None else self._module_of(model)
-        for inputs in self._layout.microbatches(
+        parts = self._layout.microbatches(
             rollouts, tokens_per_microbatch=self._tokens_per_microbatch
-        ):
-            with self.autocast():
-                logprobs_N, entropy_N = module(inputs.to(self.device))
-            counts = [rollouts[i].action_count for i in inputs.rows]
-            if len(logprobs_N):
-                parts = zip(logprobs_N.split(counts), entropy_N.split(counts), strict=True)
-                for row, part in zip(inputs.rows, parts, strict=True):
-                    found[row] = part
-        return found
+        )
+        with self.autocast():
+            return outputs_per_rollout(module, rollouts, parts, self.device)
 
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
@@ -384,3 +392,7 @@ class Policy:
                 model.to(self.device), temperature=self._temperature
             )
         return self._others[id(model)]
+
+
+def _like(values_N: Tensor | None, x_N: Tensor | None) -> Tensor | None:
+    return None if values_N is None or x_N is None else x_N.to(values_N.dtype)

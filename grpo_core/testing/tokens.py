@@ -55,6 +55,9 @@ def random_tokens(
         rollouts=len(LENGTHS),
         entropy_rank_N=rank_N,
         router_balance_N=1 + noise().abs(),
+        values_N=noise(),
+        old_values_N=noise(),
+        value_targets_N=noise(),
     )
     return cast(whole, dtype)
 
@@ -83,6 +86,9 @@ def only(tokens: ActionTokens, needs: frozenset[Need]) -> ActionTokens:
         ref_logprobs_N=tokens.ref_logprobs_N if "ref_logprobs" in needs else None,
         entropy_rank_N=tokens.entropy_rank_N if "entropy_rank" in needs else None,
         router_balance_N=tokens.router_balance_N if "router_balance" in needs else None,
+        values_N=tokens.values_N if "values" in needs else None,
+        old_values_N=tokens.old_values_N if "values" in needs else None,
+        value_targets_N=tokens.value_targets_N if "values" in needs else None,
         sampling_logprobs_N=tokens.sampling_logprobs_N if "sampling_logprobs" in needs else poison,
         entropy_N=tokens.entropy_N if "entropy" in needs else poison,
     )
@@ -91,5 +97,6 @@ def only(tokens: ActionTokens, needs: frozenset[Need]) -> ActionTokens:
 def _floats(tokens: ActionTokens) -> dict[str, Any]:
     names = [f"{n}_logprobs_N" for n in ("old", "sampling", "ref")]
     names += ["logprobs_N", "entropy_N", "advantages_N", "entropy_rank_N", "router_balance_N"]
+    names += ["values_N", "old_values_N", "value_targets_N"]
     found = {name: getattr(tokens, name) for name in names}
     return {name: x for name, x in found.items() if x is not None}

@@ -22,6 +22,7 @@ def compute_advantages(
     rollouts: Sequence[Rollout],
     scored: ScoredRollouts,
     ref_logprobs: Sequence[Tensor] | None = None,
+    values: Sequence[Tensor] | None = None,
 ) -> AdvantageResult:
     """Every rank computes the advantages of all rollouts and keeps its own: rewards are a few
     numbers per rollout, and some advantages need statistics over the whole step.
@@ -47,6 +48,7 @@ def compute_advantages(
         group_B=torch.tensor([position[group] for group, _, _ in everyone]),
         action_count_B=torch.tensor([count for _, count, _ in everyone]),
         ref_log_ratios=_ref_log_ratios(run, rollouts, ref_logprobs),
+        values=values and run.policy.gather([v.double().cpu() for v in values]),
     )
     with run.attributed("advantage", run.advantage, "__call__"):
         result = run.advantage(request)
@@ -55,8 +57,27 @@ def compute_advantages(
         observe_totals(run.metrics, request, advantages_B)
         for name, value in result.metrics.items():
             run.metrics.mean(name, value)
+    targets = _value_targets(run, request, result)
     here = slice(start, start + len(mine))
-    return AdvantageResult(advantages_B=advantages_B[here], token_advantages=token_advantages[here])
+    return AdvantageResult(
+        advantages_B=advantages_B[here],
+        token_advantages=token_advantages[here],
+        value_targets=targets and targets[here],
+    )
+
+
+def _value_targets(
+    run: Run, request: AdvantageRequest, result: AdvantageResult
+) -> Sequence[Tensor] | None:
+    who, targets = run.label("advantage"), result.value_targets
+    if (targets is None) != (request.values is None):
+        raise PluginError(
+            f"{who} returned {'no ' if targets is None else ''}value_targets, which are due "
+            "exactly when an advantage needs 'values'"
+        )
+    if targets is not None:
+        _check(who, targets, [(n,) for n in request.action_count_B.tolist()], "value targets")
+    return targets
 
 
 def _ref_log_ratios(
@@ -95,15 +116,17 @@ def _both_forms(
     )
 
 
-def _check(who: str, found: Sequence[Tensor], due: Sequence[tuple[int, ...]]) -> None:
+def _check(
+    who: str, found: Sequence[Tensor], due: Sequence[tuple[int, ...]], what: str = "advantages"
+) -> None:
     shapes = [tuple(a.shape) for a in found]
     infinite = sum(int((~a.isfinite()).sum()) for a in found)
     if len(shapes) != len(due):
-        raise PluginError(f"{who} returned {len(shapes)} tensors of advantages, {len(due)} are due")
+        raise PluginError(f"{who} returned {len(shapes)} tensors of {what}, {len(due)} are due")
     for shape, expected in zip(shapes, due, strict=True):
         if shape != expected:
-            raise PluginError(f"{who} returned advantages of shape {shape}, {expected} is due")
+            raise PluginError(f"{who} returned {what} of shape {shape}, {expected} is due")
     if infinite:
         raise PluginError(
-            f"{who} returned {infinite} advantages that are not finite; 0 stands for no signal"
+            f"{who} returned {infinite} {what} that are not finite; 0 stands for no signal"
         )

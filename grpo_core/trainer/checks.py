@@ -20,6 +20,7 @@ def check(run: Run) -> None:
         for problem in (
             _group_size(run),
             _reference(run),
+            _values(run),
             _temperature(run),
             _ranks(run),
             _evaluation(run),
@@ -53,6 +54,17 @@ def _reference(run: Run) -> str | None:
             f"{run.label(asking)} needs reference log-probs, but there is no reference. Set "
             "reference.name to 'frozen' (or 'adapter-off' with model.lora), or "
             f"{asking}.kl_coef to 0"
+        )
+    return None
+
+
+def _values(run: Run) -> str | None:
+    if ("values" in run.advantage_needs) != ("values" in run.loss_needs):
+        trained = "values" in run.loss_needs
+        return (
+            f"{run.label('loss' if trained else 'advantage')} needs 'values', but "
+            f"{run.label('advantage' if trained else 'loss')} does not: a value head is trained by "
+            "the loss towards what the advantage sets; use the two that belong together"
         )
     return None
 

@@ -24,10 +24,15 @@ def _is_one(name: str) -> _Test:
     return lambda metrics: metrics.get(name) == 1.0
 
 
+def _nothing_to_learn(metrics: Mapping[str, float]) -> bool:
+    # Equal rewards within groups alone say little where the baseline is another: a batch, a critic.
+    return metrics.get("group/no_signal") == 1.0 and metrics.get("advantage/std") == 0.0
+
+
 _CONDITIONS: tuple[tuple[str, _Test, str], ...] = (
     (
         "no-signal",
-        _is_one("group/no_signal"),
+        _nothing_to_learn,
         "in every group all completions had the same reward for {steps} steps, so no advantage "
         "differs from 0 and nothing is learned. The reward may be constant, the task far too "
         "hard or already solved, or completions identical (temperature too low). Mean reward: "

@@ -1,4 +1,5 @@
-"""Old and reference log-probs of a rollout batch, computed only where they are not known."""
+"""Old and reference log-probs and values of a rollout batch, computed only where they are not
+known."""
 
 from __future__ import annotations
 
@@ -65,6 +66,14 @@ def reference_logprobs(run: Run, rollouts: Sequence[Rollout]) -> list[Tensor] | 
         run.attributed("reference", reference, "logprobs"),
     ):
         return _logprobs(run, rollouts, compute) if same else compute(rollouts)
+
+
+def old_values(run: Run, rollouts: Sequence[Rollout]) -> list[Tensor] | None:
+    """What the value head expects before the update, or ``None`` when no advantage needs it."""
+    if "values" not in run.advantage_needs:
+        return None
+    with run.metrics.timed("old_logprobs"):
+        return run.policy.values(rollouts)
 
 
 def _logprobs(

@@ -22,7 +22,7 @@ from grpo_core.trainer.advantages import compute_advantages
 from grpo_core.trainer.attestation import attest, require_version
 from grpo_core.trainer.dynamic_sampling import chosen, joined, resample, trained_rows
 from grpo_core.trainer.entropy_ranks import rank_entropies
-from grpo_core.trainer.logprobs import find_old_logprobs, reference_logprobs
+from grpo_core.trainer.logprobs import find_old_logprobs, old_values, reference_logprobs
 from grpo_core.trainer.observe import observe_rewards, observe_sampled, observe_tokens
 from grpo_core.trainer.progress import progress
 from grpo_core.trainer.prompts import PromptStream
@@ -125,7 +125,8 @@ class Run:
         self._loss = loss
         self._labels = dict(labels or {})
         self.advantage_needs: frozenset[Need] = frozenset(getattr(advantage, "needs", ()))
-        self.needs: frozenset[Need] = frozenset(getattr(loss, "needs", ())) | self.advantage_needs
+        self.loss_needs: frozenset[Need] = frozenset(getattr(loss, "needs", ()))
+        self.needs = self.loss_needs | self.advantage_needs
         self.aggregation: Aggregation = getattr(loss, "aggregation", "token-mean")
         self.config = dict(config) if config is not None else self._settings_as_config()
         self.manifest = tuple(manifest)
@@ -228,7 +229,8 @@ class Run:
         sampled, rows = rollouts, trained_rows(rollouts, self.settings.prompts_per_step)
         rollouts = [sampled[row] for row in rows]
         ref_logprobs = reference_logprobs(self, rollouts)
-        found = compute_advantages(self, rollouts, chosen(scored, rows), ref_logprobs)
+        values = old_values(self, rollouts)
+        found = compute_advantages(self, rollouts, chosen(scored, rows), ref_logprobs, values)
         assert found.advantages_B is not None
         assert found.token_advantages is not None
         shown = dict(zip(rows, found.advantages_B.tolist(), strict=True))
@@ -253,6 +255,8 @@ class Run:
             rollouts=rollouts,
             advantages=found.token_advantages,
             ref_logprobs=ref_logprobs,
+            old_values=values,
+            value_targets=found.value_targets,
             plan=plan,
             weights=weights,
             contributes=self._contributes(rollouts, found.token_advantages),

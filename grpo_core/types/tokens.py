@@ -22,9 +22,11 @@ Need = Literal[
     "entropy",
     "entropy_rank",
     "router_balance",
+    "values",
 ]
 """What a loss or an advantage asks the core to compute for it; ``entropy`` asks for its gradient
-too. An advantage may ask for ``ref_logprobs`` alone."""
+too, ``values`` for a value head on the policy's hidden states. An advantage may ask for
+``ref_logprobs`` and ``values``."""
 
 Aggregation = Literal["token-mean", "sequence-mean", "sequence-sum", "constant"]
 """How per-token losses are averaged over an optimizer step; see ``grpo_core.aggregation``."""
@@ -50,6 +52,10 @@ class AdvantageRequest:
     """Per rollout ``sampling_logprobs - ref_logprobs``, float64 of shape ``(action_count,)``: how
     much likelier each token was to the sampler than to the reference. Present exactly when the
     advantage needs ``ref_logprobs``."""
+    values: Sequence[Tensor] | None = None
+    """Per rollout what the value head expects of the rewards still to come, before each action
+    token, float64 of shape ``(action_count,)``. Present exactly when the advantage needs
+    ``values``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +71,9 @@ class AdvantageResult:
     token_advantages: Sequence[Tensor] | None = None
     """In place of ``advantages_B``, for rewards of single steps: one float64 tensor of shape
     ``(action_count,)`` per rollout."""
+    value_targets: Sequence[Tensor] | None = None
+    """What the value head shall learn, as ``AdvantageRequest.values``; due exactly when the
+    advantage needs ``values``."""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -102,6 +111,13 @@ class ActionTokens:
     """What the token has in the load-balancing loss of a mixture of experts, with gradient; the
     mean over the step's tokens is that loss, which for a perfectly even load is the number of
     experts per token. See ``grpo_core.policy.routing``. Present exactly when the loss needs it."""
+    values_N: Tensor | None = None
+    """Of the value head, before the token was drawn; has a gradient. This and the next two are
+    present exactly when the loss needs ``values``."""
+    old_values_N: Tensor | None = None
+    """The same at the start of the update."""
+    value_targets_N: Tensor | None = None
+    """As the advantage has set them."""
 
     def sum_per_rollout(self, x_N: Tensor) -> Tensor:
         """Sum a per-token tensor over each rollout: ``(N,) -> (rollouts,)``; 0 for empty ones."""
