@@ -42,6 +42,8 @@ def sampled(run: Run, prompts: int) -> list[Rollout]:
                 step=step,
                 sampling=run.sampling,
                 group_size=settings.group_size,
+                # Scored afterwards, twice, and timed.
+                ready=lambda group: None,
             )
     finally:
         run.generator.close()
