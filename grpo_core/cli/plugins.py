@@ -83,6 +83,7 @@ def show(
     type=click.Choice(("Apache-2.0", "MIT", "none")),
     default="Apache-2.0",
     show_default=True,
+    help="The LICENSE file; none writes none.",
 )
 @debug_option
 def new(name: str, kind: Role, directory: Path, licence: License) -> None:

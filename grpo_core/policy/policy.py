@@ -328,6 +328,8 @@ class Policy:
     def _score(
         self, rollouts: Sequence[Rollout], model: nn.Module | None
     ) -> list[tuple[Tensor, ...]]:
+        if not rollouts:
+            return []
         module = self._module if model is None else self._module_of(model)
         parts = self._layout.microbatches(
             rollouts, tokens_per_microbatch=self._tokens_per_microbatch

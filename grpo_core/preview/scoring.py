@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import Literal
 
 from grpo_core.builtin.text import prompt_text
 from grpo_core.errors import ConfigError, RewardError
@@ -98,8 +96,9 @@ def _asked(
     reward: Reward, rollouts: Sequence[Rollout], groups_per_call: int, *, twice: bool
 ) -> _Answer:
     answer = _Answer()
-    # Not `stop`: one failure would hide how many there are, and of which kinds.
-    scorer = Scorer([replace(reward, on_error="drop")])
+    # Neither `stop` nor a breaker: they would hide how many failures there are, and of which kinds.
+    patient = reward.execution.model_copy(update={"failure_window": len(rollouts) + 1})
+    scorer = Scorer([replace(reward, on_error="drop", execution=patient)])
     calls = _calls(rollouts, 1 if hasattr(reward.provider, "score") else groups_per_call)
     for call in calls:
         started = perf_counter()
@@ -109,28 +108,19 @@ def _asked(
         answer.traceback = answer.traceback or problem
     if twice:
         answer.second_B = [outcome for call in calls for outcome in _call(scorer, call)[0]]
-    close = getattr(scorer, "close", None)
-    if callable(close):
-        close()
+    scorer.close()
     return answer
 
 
 def _call(scorer: Scorer, rollouts: Sequence[Rollout]) -> tuple[list[RewardOutcome], str | None]:
     try:
-        return list(scorer.score(0, rollouts).outcomes_F_B[0]), None
+        # `part`: that all of these failed is to be shown, and not to end the preview.
+        outcomes_B = list(scorer.score(0, rollouts, part=True).outcomes_F_B[0])
     except RewardError as error:
-        cause = error.__cause__
-        kind: Literal["error", "timeout", "invalid"] = "error"
-        if isinstance(cause, TimeoutError):
-            kind = "timeout"
-        elif cause is None or isinstance(cause, RewardError):
-            kind = "invalid"
-        failed: list[RewardOutcome] = [
-            Failed(kind=kind, reason=str(error)) if r.error is None else Abstained()
-            for r in rollouts
-        ]
-        raised = cause is not None and not isinstance(cause, RewardError)
-        return failed, "".join(traceback.format_exception(cause)) if raised else None
+        failed = Failed(kind="invalid", reason=str(error))
+        return [failed if r.error is None else Abstained() for r in rollouts], None
+    traces = (call.trace() for call in scorer.work[0].calls)
+    return outcomes_B, next((trace for trace in traces if trace), None)
 
 
 def _calls(rollouts: Sequence[Rollout], groups: int) -> Calls:

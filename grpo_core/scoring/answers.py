@@ -92,10 +92,13 @@ def failure_of(error: BaseException) -> Failed:
 
 
 def trace_of(error: BaseException) -> str:
-    """The traceback of what a provider raised, from its own first line on."""
-    trace = error.__traceback__
-    while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
-        trace = trace.tb_next
+    """The traceback of what a provider raised, from its own first line on: from behind the last
+    line of ours, with what retries and event loops put between these."""
+    trace = frame = error.__traceback__
+    while frame is not None:
+        frame, passed = frame.tb_next, frame
+        if _is_ours(passed.tb_frame.f_code.co_filename):
+            trace = frame
     return "".join(traceback.format_exception(type(error), error, trace))
 
 

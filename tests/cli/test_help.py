@@ -48,6 +48,8 @@ def test_there_is_every_command() -> None:
         "plugins",
         "plugins list",
         "plugins show",
+        "plugins new",
+        "preview",
         "config",
         "config init",
         "config check",

@@ -16,6 +16,12 @@ NOT_RUN = {
             "docs/how-to/reward-plugin.md makes this package, and does the same",
         ),
     ],
+    "docs/how-to/tools.md": [
+        (
+            "cd plugins/grpo-tools/examples/calculator",
+            "a slow test of grpo-tools runs it and checks what it learns",
+        )
+    ],
     "docs/how-to/reward-plugin.md": [("pip install build twine", "uploads to the package index")],
 }
 """Blocks that no test runs: page, first line and reason. Keep it short."""

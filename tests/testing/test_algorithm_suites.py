@@ -107,7 +107,7 @@ OLD = {"needs": frozenset({"old_logprobs"})}
         ),
         (metric_with_gradient, {}, "test_one_loss_per_token_and_metrics_without_gradient"),
         (cancels_in_bf16, {}, "test_bf16_is_close_to_float64"),
-        (twice_too_much, {"needs": {"values"}}, "test_it_declares_what_exists"),
+        (twice_too_much, {"needs": {"hidden_states"}}, "test_it_declares_what_exists"),
         (twice_too_much, {**OLD, "aggregation": "mean"}, "test_it_declares_what_exists"),
     ],
 )
