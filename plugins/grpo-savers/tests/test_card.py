@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 import grpo_losses.losses  # noqa: F401  (its documentation names the paper)
 from grpo_core.policy import Policy
-from grpo_core.types import SaveRequest
+from grpo_core.types import EvalResult, SaveRequest
 from grpo_savers.card import model_card
 from grpo_savers.card_text import code, without_secrets
 
@@ -53,6 +53,34 @@ def test_it_says_how_the_model_was_trained(
     assert "| `reward/mean` | 0.25 | 0.75 |" in text
     assert "time/step" not in text
     assert policy.settings.path not in text
+
+
+def test_the_evaluation_is_in_the_model_index(
+    make_policy: MakePolicy, make_request: MakeRequest
+) -> None:
+    about = {"sampling": "sampled", "prompts": 64, "samples": 8}
+    found = (
+        EvalResult(
+            dataset="", reward="mine", measure="mean@8", value=0.5, low=0.4, high=0.6, **about
+        ),
+        EvalResult(
+            dataset="a: b\n- <c>",
+            reward="mine",
+            measure="pass@8",
+            value=2.0,
+            low=None,
+            high=None,
+            **about,
+        ),
+    )
+    written = str(model_card(make_request(make_policy(), results=found)))
+    results = ModelCard(written).data.eval_results
+    assert results is not None
+    assert [(r.metric_type, r.metric_value) for r in results] == [("mean@8", 0.5), ("pass@8", 2.0)]
+    # Text from data comes back as it was, and adds no key of its own.
+    assert [r.dataset_name for r in results] == ["openai/gsm8k", "a: b\n- <c>"]
+    assert "| `sampled` | `mine` | `mean@8` | 0.5 | 0.4 to 0.6 | 64 |" in written
+    assert "| `a: b - <c>:sampled` | `mine` | `pass@8` | 2 |  | 64 |" in written
 
 
 def test_text_from_data_stays_in_its_cell(

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from grpo_core.curves import curves_svg
 from grpo_core.staging import staged_file
+from grpo_savers.card_results import eval_results, results_table
 from grpo_savers.card_text import code, is_hub_id, local_name, table, without_secrets
 from grpo_savers.card_use import usage
 from grpo_savers.citations import bibtex
@@ -72,6 +73,8 @@ def _data(request: SaveRequest, *, adapter: bool) -> ModelCardData:
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=_tags(request),
+        eval_results=eval_results(request) or None,
+        model_name=request.run_dir.resolve().name if request.results else None,
     )
 
 
@@ -99,6 +102,7 @@ def _parts(request: SaveRequest, *, adapter: bool, curves: bool) -> Iterator[str
     yield f"## Use\n\n```python\n{usage(request, merged=not adapter)}```"
     yield "## How it was trained\n\n" + _components(request)
     yield "## Settings\n\n" + _settings(request.config)
+    yield results_table(request.results)
     yield _metrics(request)
     if curves:
         yield f"![Training curves]({CURVES_FILE})"
