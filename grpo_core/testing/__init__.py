@@ -9,6 +9,7 @@ __getattr__ = lazy_exports(
     {
         "AdvantageSuite": "grpo_core.testing.advantage_suite",
         "EnvironmentSuite": "grpo_core.testing.environment_suite",
+        "GeneratorSuite": "grpo_core.testing.generator_suite",
         "LossSuite": "grpo_core.testing.loss_suite",
         "PluginSuite": "grpo_core.testing.plugin_suite",
         "ReferenceSuite": "grpo_core.testing.reference_suite",
@@ -22,6 +23,7 @@ __getattr__ = lazy_exports(
 __all__ = [
     "AdvantageSuite",
     "EnvironmentSuite",
+    "GeneratorSuite",
     "LossSuite",
     "PluginSuite",
     "ReferenceSuite",
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from grpo_core.testing.advantage_suite import AdvantageSuite
     from grpo_core.testing.config import ScriptedConfig
     from grpo_core.testing.environment_suite import EnvironmentSuite
+    from grpo_core.testing.generator_suite import GeneratorSuite
     from grpo_core.testing.loss_suite import LossSuite
     from grpo_core.testing.plugin_suite import PluginSuite
     from grpo_core.testing.reference_suite import ReferenceSuite
