@@ -26,6 +26,7 @@ class Arithmetic:
         self, config: ArithmeticConfig | None = None, context: BuildContext | None = None
     ) -> None:
         self._config = config or ArithmeticConfig()
+        self._known: dict[Split, ChainPrompts] = {}
 
     def train_prompts(self) -> ChainPrompts:
         """`train_size` different prompts in an order given by the seed."""
@@ -36,10 +37,12 @@ class Arithmetic:
         return self._drawn("eval", self._config.eval_size)
 
     def _drawn(self, split: Split, size: int) -> ChainPrompts:
-        operations = self._config.operations
-        generator = random.Random(f"{self._config.seed} {split}")
-        numbers = generator.sample(range(capacity(split, operations)), size)
-        return ChainPrompts(split, operations, numbers)
+        if split not in self._known:
+            operations = self._config.operations
+            generator = random.Random(f"{self._config.seed} {split}")
+            numbers = generator.sample(range(capacity(split, operations)), size)
+            self._known[split] = ChainPrompts(split, operations, numbers)
+        return self._known[split]
 
 
 class ChainPrompts(Sequence[Prompt]):

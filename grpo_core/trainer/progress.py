@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def progress(run: Run, step: int) -> TrainerState:
     """As of the beginning of a step."""
-    settings, prompts = run.settings, len(run.task.train_prompts())
+    settings, prompts = run.settings, len(run.prompts)
     updates = settings.minibatches_per_step * settings.passes_per_step
     epochs = settings.steps * settings.prompts_per_step / prompts
     return TrainerState(

@@ -34,6 +34,9 @@ class PromptStream:
         self._turns = Turns(getattr(prompts, "shares", None) or whole, len(prompts))
         self._orders: dict[int, tuple[int, list[int]]] = {}
 
+    def __len__(self) -> int:
+        return len(self._prompts)
+
     def indices(self, step: int, sampling_round: int = 0) -> list[int]:
         """Indices of the ``per_step`` prompts of a step; an epoch's end may fall inside it.
 

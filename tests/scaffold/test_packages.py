@@ -69,8 +69,8 @@ def test_there_is_a_template_for_every_role() -> None:
 def test_every_package_is_clean_whatever_its_name(tmp_path: Path, name: str) -> None:
     for kind in ROLES:
         folder = make(kind, tmp_path, name)
-        run("ruff", "check", "--quiet", ".", cwd=folder)
-        run("ruff", "format", "--check", "--quiet", ".", cwd=folder)
+        run(sys.executable, "-m", "ruff", "check", "--quiet", ".", cwd=folder)
+        run(sys.executable, "-m", "ruff", "format", "--check", "--quiet", ".", cwd=folder)
         for path, text in files_of(names_of(name, kind), kind).items():
             # The one dollar sign that is meant ends a regular expression.
             assert "$" not in text.replace('+$"', ""), f"{path}: a variable that is not filled in"

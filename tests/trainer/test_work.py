@@ -119,3 +119,24 @@ def test_the_samplers_logprobs_are_not_computed_again(
         known.policy.model.parameters(), computed.policy.model.parameters(), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_task_is_not_asked_for_its_prompts_in_every_step(
+    make_run: Callable[..., Run], list_task: Any
+) -> None:
+    """To draw or to open them may take longer than a step."""
+
+    def asked(steps: int) -> int:
+        calls = 0
+
+        class Counts(list_task):  # type: ignore[misc]
+            def train_prompts(self) -> Any:
+                nonlocal calls
+                calls += 1
+                return super().train_prompts()
+
+        output = make_run().output.parent / f"run-{steps}"
+        train(make_run(task=Counts(["a?", "b?"]), train={"steps": steps}, output=output))
+        return calls
+
+    assert asked(4) == asked(1)

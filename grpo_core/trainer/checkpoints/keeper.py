@@ -220,7 +220,7 @@ class Checkpoints:
         assert self._settings is not None
         if not self._settings.every_epochs:
             return False
-        per_step = self._run.settings.prompts_per_step / len(self._run.task.train_prompts())
+        per_step = self._run.settings.prompts_per_step / len(self._run.prompts)
         before, now = (n * per_step / self._settings.every_epochs for n in (done - 1, done))
         return math.floor(now) > math.floor(before)
 
