@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from grpo_core.types import Completion
 from grpo_generator_vllm_server.errors import BadAnswerError
+from grpo_generator_vllm_server.request import draws
 
 if TYPE_CHECKING:
     from grpo_core.types import GenerateRequest
@@ -31,9 +32,10 @@ def completions(
         numbers = [choice["index"] for choice in choices]
     except (KeyError, TypeError) as error:
         raise BadAnswerError(f"{server}: no completions in its answer: {_short(answer)}") from error
-    if numbers != list(range(request.group_size)):
+    due = draws(request)
+    if numbers != list(range(due)):
         raise BadAnswerError(
-            f"{server}: asked for {request.group_size} completions, it returned {len(choices)} "
+            f"{server}: asked for {due} completions, it returned {len(choices)} "
             f"with indices {_short(numbers)}"
         )
     for choice in choices:
@@ -43,7 +45,8 @@ def completions(
                 f"{server}: it completed another prompt than was sent: {len(echoed)} tokens, not "
                 f"the {len(request.prompt_ids_P[index])} of prompt {index}"
             )
-    return tuple(_completion(choice, request, vocabulary, server) for choice in choices)
+    found = tuple(_completion(choice, request, vocabulary, server) for choice in choices)
+    return found * (request.group_size // due)
 
 
 def _completion(

@@ -11,7 +11,9 @@ import httpx
 from grpo_generator_vllm_server.errors import (
     BadAnswerError,
     RequestRefusedError,
+    ServerError,
     ServerDownError,
+    ServerHungError,
     ServerLostError,
 )
 
@@ -104,13 +106,23 @@ class Server:
             return False
         return response.status_code == 200
 
+    def is_another(self) -> bool:
+        """Whether another process than the one that was synced answers now."""
+        try:
+            self.get("/version", seconds=2)
+        except ServerDownError:
+            return self.seen_instance not in (None, self.instance)
+        except ServerError:
+            return False
+        return self.instance is None
+
     def _call(
         self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float
     ) -> httpx.Response:
         try:
             response = self._http.request(method, path, json=body, timeout=self._timeout(seconds))
         except httpx.TimeoutException as error:
-            raise ServerDownError(f"{self}: {path} gave no answer within {seconds:g} s") from error
+            raise ServerHungError(f"{self}: {path} gave no answer within {seconds:g} s") from error
         except httpx.HTTPError as error:
             what = str(error) or type(error).__name__
             raise ServerDownError(f"{self}: {path} cannot be reached: {what}") from error

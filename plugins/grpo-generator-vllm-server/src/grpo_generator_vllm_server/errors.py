@@ -17,6 +17,10 @@ class ServerDownError(ServerLostError):
     """The server cannot be reached, hangs, or is another process than the one that was synced."""
 
 
+class ServerHungError(ServerDownError, TimeoutError):
+    """No answer within the time limit, which a healthy-looking server can also do."""
+
+
 class BadAnswerError(ServerLostError):
     """An answer came, but not one to train on."""
 

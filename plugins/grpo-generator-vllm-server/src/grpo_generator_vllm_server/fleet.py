@@ -14,6 +14,7 @@ from grpo_generator_vllm_server.errors import (
     BadAnswerError,
     NoServerLeftError,
     ServerDownError,
+    ServerHungError,
     ServerLostError,
 )
 
@@ -33,6 +34,8 @@ class Member:
     busy: int = 0
     failures: int = 0
     out: str | None = None
+    hung: bool = False
+    """It says that it is healthy, but did not answer; only another process may come back."""
 
     def take_out(self, why: BaseException | str) -> None:
         if self.out is None:
@@ -40,7 +43,7 @@ class Member:
         self.out = str(why)
 
     def take_in(self) -> None:
-        self.out, self.failures = None, 0
+        self.out, self.failures, self.hung = None, 0, False
 
 
 @dataclass(kw_only=True)
@@ -85,6 +88,7 @@ class _Work(Generic[T]):
         self._fleet, self._ask = fleet, ask
         self._waiting = deque(range(prompts))
         self._tried = [0] * prompts
+        self._revived = 0
         self._running: dict[Future[T], tuple[Member, int]] = {}
 
     def answers(self) -> Iterator[tuple[int, T]]:
@@ -93,7 +97,10 @@ class _Work(Generic[T]):
         try:
             while self._waiting or self._running:
                 if not self._running and not fleet.usable:
-                    fleet.revive()
+                    # Bounded: a prompt that kills its server would kill each one that comes back.
+                    if self._revived < fleet.attempts:
+                        self._revived += 1
+                        fleet.revive()
                     fleet.require_any()
                 self._hand_out(pool)
                 done, _ = wait(self._running, return_when=FIRST_COMPLETED)
@@ -135,6 +142,7 @@ class _Work(Generic[T]):
             or (member.out is None and not member.server.healthy())
         ):
             member.take_out(error)
+            member.hung |= isinstance(error, ServerHungError)
         elif self._tried[index] >= self._fleet.attempts:
             kind = type(error) if isinstance(error, BadAnswerError) else NoServerLeftError
             raise kind(f"a prompt has failed {self._tried[index]} times: {error}") from error

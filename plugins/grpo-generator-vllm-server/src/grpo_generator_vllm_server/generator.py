@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import shutil
@@ -213,6 +214,8 @@ class VLLMServerGenerator:
             self._started = None
         if self._published is not None and self._writes:
             shutil.rmtree(self._published.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # others may keep theirs there
+                self._published.folder.parent.rmdir()
         self._published = None
         self._facts.clear()
         self._way = None
@@ -242,10 +245,13 @@ class VLLMServerGenerator:
     def _revive(self) -> None:
         """Wait for a server to come back, start ours again, and give it the weights it had."""
         end = time.monotonic() + self._config.recover_seconds
-        if self._started is not None:
-            self._started.restart(self._members())
         while True:
+            # In the loop: a supervisor needs a moment to see that its server is dead.
+            if self._started is not None:
+                self._started.restart(self._members())
             for member in self._members():
+                if member.hung and not member.server.is_another():
+                    continue
                 if member.server.healthy(seconds=2):
                     self._try(member, partial(self._meet, member))
                     if member.out is None and self._try(member, partial(self._push, member)):

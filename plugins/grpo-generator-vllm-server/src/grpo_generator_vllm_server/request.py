@@ -21,6 +21,12 @@ def prompt_seed(seed: int, step: int, key: int) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 2
 
 
+def draws(request: GenerateRequest) -> int:
+    """How many completions to ask for: at temperature 0 all are the same, and vLLM refuses more
+    than one."""
+    return request.group_size if request.sampling.temperature > 0 else 1
+
+
 def body(
     request: GenerateRequest,
     index: int,
@@ -37,7 +43,7 @@ def body(
     found: dict[str, Any] = {
         "model": model,
         "prompt": list(request.prompt_ids_P[index]),
-        "n": request.group_size,
+        "n": draws(request),
         "seed": prompt_seed(request.seed, request.step, request.prompt_keys_P[index]),
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,

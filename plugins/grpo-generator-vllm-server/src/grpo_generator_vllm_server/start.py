@@ -41,6 +41,9 @@ class Started:
 
     def restart(self, members: Sequence[Member]) -> None:
         """Start again those that have ended, and wait until they are ready."""
+        for launched, member in zip(self.launched, members, strict=True):
+            if member.hung:
+                launched.stop()
         dead = [
             (launched, member)
             for launched, member in zip(self.launched, members, strict=True)
@@ -54,6 +57,7 @@ class Started:
         for launched, member in dead:
             logger.warning("%s has ended and is started again", member.server)
             launched.wait_ready(member.server)
+            member.hung = False
 
     def stop(self) -> None:
         for launched in self.launched:

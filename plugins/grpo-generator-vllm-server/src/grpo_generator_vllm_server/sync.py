@@ -139,6 +139,15 @@ class ByAdapter:
 
     def push(self, server: Server, published: Published, seconds: float) -> int:
         names = _adapters(server)
+        replaced = {
+            str(w.get("broken") or w.get("held")) for w in server.rpc("grpo_held", seconds=30)
+        }
+        if replaced != {"None"}:
+            raise PushError(
+                f"{server}: its base weights have been replaced since it started "
+                f"({', '.join(sorted(replaced))}), so an adapter would sit on other weights than "
+                "in training; start it again, or set generator.sync to file"
+            )
         if published.mark not in names:
             # Not in place: one id with another path may serve the old adapter (seen with 0.32.0).
             body = {"lora_name": published.mark, "lora_path": str(published.folder)}
