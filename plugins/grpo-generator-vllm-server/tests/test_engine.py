@@ -175,7 +175,7 @@ def test_a_failed_push_leaves_the_server_paused_with_its_old_weights(
     for fault, said in (
         (truncated, "the manifest says"),
         (without_one, "1 missing"),
-        (of_another_shape, "other base model"),
+        (of_another_shape, "another base model"),
     ):
         monkeypatch.setattr(sync_module, "write_weights", fault)
         with pytest.raises(SyncError, match=said):

@@ -170,12 +170,12 @@ def old_head(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server samples at more than twice the temperature."""
+    """The server samples at twice the temperature."""
     body = requests.body
 
     def hotter(*arguments: Any, **options: Any) -> dict[str, Any]:
         found = body(*arguments, **options)
-        return {**found, "temperature": found["temperature"] * 2.5}
+        return {**found, "temperature": found["temperature"] * 2}
 
     monkeypatch.setattr(requests, "body", hotter)
 

@@ -11,8 +11,8 @@ import httpx
 from grpo_generator_vllm_server.errors import (
     BadAnswerError,
     RequestRefusedError,
-    ServerError,
     ServerDownError,
+    ServerError,
     ServerHungError,
     ServerLostError,
 )

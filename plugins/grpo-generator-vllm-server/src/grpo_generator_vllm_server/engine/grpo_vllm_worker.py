@@ -99,6 +99,7 @@ def read_complete(folder: Path) -> dict[str, Any]:
         {name: shape for name, (_, shape) in listed.items()},
         {name: list(tensor.shape) for name, tensor in tensors.items()},
         optional=(),
+        has="its files have",
     )
     for name, tensor in tensors.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -112,21 +113,22 @@ def require_same(
     found: Mapping[str, list[int]],
     *,
     optional: tuple[str, ...] = (HEAD,),
+    has: str = "the server's model has",
 ) -> None:
     """Raises ``ValueError`` unless names and shapes are equal; a tied head may be named or not."""
     missing = sorted(expected.keys() - found.keys() - set(optional))
     unknown = sorted(found.keys() - expected.keys() - set(optional))
     if missing or unknown:
         raise ValueError(
-            f"other tensors than the server's model has: {len(missing)} missing {missing[:3]}, "
+            f"other tensors than {has}: {len(missing)} missing {missing[:3]}, "
             f"{len(unknown)} unknown {unknown[:3]}"
         )
     wrong = [n for n in expected.keys() & found.keys() if list(expected[n]) != list(found[n])]
     if wrong:
         name = min(wrong)
         raise ValueError(
-            f"{len(wrong)} tensors have other shapes than in the server's model, such as {name}: "
-            f"{found[name]}, not {expected[name]}; it was started with another base model"
+            f"{len(wrong)} tensors have other shapes than {has}, such as {name}: {found[name]}, not "
+            f"{expected[name]}; is it another base model?"
         )
 
 
