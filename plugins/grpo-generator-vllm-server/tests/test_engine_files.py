@@ -183,8 +183,8 @@ DAMAGES = [
     (lambda folder: (folder / "manifest.json").unlink(), "No such file"),
     (edit(lambda m: m["tensors"].popitem()), "lists 46 of 47"),
     (
-        edit(lambda m: m["tensors"].update(x=["float32", [1]], count=48)),
-        "than its files have: 1 missing",
+        edit(lambda m: m.update(count=48, tensors=m["tensors"] | {"x": ["float32", [1]]})),
+        "than the manifest lists: 1 missing",
     ),
     (edit(lambda m: m["tensors"].update({"model.norm.weight": ["float16", [128]]})), "is float32"),
     (edit(lambda m: m["tensors"].update({"model.norm.weight": ["float32", [9]]})), "other shapes"),

@@ -86,8 +86,10 @@ def test_adapters_get_room(make_plan) -> None:
 
 @pytest.mark.parametrize(
     ("host", "only_here"),
-    [("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("::1", True)]
-    + [("0.0.0.0", False), ("10.0.0.1", False), ("::", False), ("gpu-3", False)],
+    [
+        *((host, True) for host in ("127.0.0.1", "127.8.8.8", "localhost", "::1")),
+        *((host, False) for host in ("0.0.0.0", "10.0.0.1", "::", "gpu-3")),
+    ],
 )
 def test_what_is_loopback(host: str, only_here: bool) -> None:
     assert is_loopback(host) is only_here

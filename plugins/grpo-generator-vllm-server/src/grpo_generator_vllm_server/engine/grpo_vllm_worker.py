@@ -99,7 +99,7 @@ def read_complete(folder: Path) -> dict[str, Any]:
         {name: shape for name, (_, shape) in listed.items()},
         {name: list(tensor.shape) for name, tensor in tensors.items()},
         optional=(),
-        has="its files have",
+        has="the manifest lists",
     )
     for name, tensor in tensors.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -127,8 +127,8 @@ def require_same(
     if wrong:
         name = min(wrong)
         raise ValueError(
-            f"{len(wrong)} tensors have other shapes than {has}, such as {name}: {found[name]}, not "
-            f"{expected[name]}; is it another base model?"
+            f"{len(wrong)} tensors have other shapes than {has}, such as {name}: "
+            f"{found[name]}, not {expected[name]}; is it another base model?"
         )
 
 
