@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from grpo_generator_vllm_server.config import PYTHON_VARIABLE, LaunchSettings
 from grpo_generator_vllm_server.launch import Launched, Plan, choose_ports
 
 MODEL = Path(grpo_core.__file__).parent / "demo" / "checkpoints" / "habit"
+PLAIN = MODEL.with_name("plain")
 TOKEN = "a-token-that-only-these-tests-know"
 ENGINE = {
     "dtype": "float32",
@@ -40,11 +42,13 @@ def model_folder() -> Path:
 def load_policy() -> Callable[..., tuple[torch.nn.Module, Callable[[int], WeightUpdate]]]:
     """The bundled model, with LoRA where asked for, and what makes its updates."""
 
-    def load(lora_rank: int = 0) -> tuple[torch.nn.Module, Callable[[int], WeightUpdate]]:
+    def load(
+        lora_rank: int = 0, folder: Path = MODEL
+    ) -> tuple[torch.nn.Module, Callable[[int], WeightUpdate]]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(MODEL)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         if lora_rank:
             from peft import LoraConfig, get_peft_model
 
@@ -129,21 +133,18 @@ def engine_settings(engine_python: str) -> dict[str, Any]:
     return {**ENGINE, "python": engine_python, "env": env}
 
 
-@pytest.fixture(scope="session")
-def engine(
-    engine_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Launched]:
-    """One real server with the bundled model, for all tests that leave it as it was."""
-    settings = LaunchSettings(**engine_settings, lora_rank=8)
+@contextmanager
+def _running(settings: dict[str, Any], folder: Path, model: Path = MODEL) -> Iterator[Launched]:
+    launch = LaunchSettings(**settings, lora_rank=16)
     plan = Plan(
-        model=str(MODEL),
+        model=str(model),
         revision=None,
-        settings=settings,
-        port=choose_ports(settings)[0],
+        settings=launch,
+        port=choose_ports(launch)[0],
         device=None,
-        lora_rank=8,
+        lora_rank=16,
         token=TOKEN,
-        log=tmp_path_factory.mktemp("engine") / "server.log",
+        log=folder / "server.log",
     )
     launched = Launched(plan)
     try:
@@ -154,6 +155,24 @@ def engine(
         yield launched
     finally:
         launched.stop()
+
+
+@pytest.fixture(scope="session")
+def engine(
+    engine_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Launched]:
+    """A real server with the bundled model, whose weights tests replace."""
+    with _running(engine_settings, tmp_path_factory.mktemp("engine")) as launched:
+        yield launched
+
+
+@pytest.fixture(scope="session")
+def adapter_engine(
+    engine_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Launched]:
+    """One with the other bundled model, which stays as it was, for adapters."""
+    with _running(engine_settings, tmp_path_factory.mktemp("adapter"), PLAIN) as launched:
+        yield launched
 
 
 @pytest.fixture

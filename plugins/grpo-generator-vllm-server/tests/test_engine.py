@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import psutil
 import pytest
 import torch
@@ -30,8 +30,8 @@ def make_generator(
     monkeypatch.setenv("GRPO_VLLM_TOKEN", engine.plan.token)
     made = []
 
-    def make(**options: Any) -> VLLMServerGenerator:
-        config = VLLMServerConfig(urls=(engine.plan.url,), **{"recover_seconds": 0, **options})
+    def make(at: Launched = engine, **options: Any) -> VLLMServerGenerator:
+        config = VLLMServerConfig(urls=(at.plan.url,), **{"recover_seconds": 0, **options})
         context = BuildContext(role="generator", name="vllm-server", seed=0, run_dir=tmp_path)
         made.append(VLLMServerGenerator(config, context))
         return made[-1]
@@ -52,11 +52,10 @@ def move(model: torch.nn.Module, name: str = "", *, by: float = 0.05) -> None:
 
 
 def test_adapters_travel_alone_and_arrive(
-    make_generator, load_policy, make_request, largest_difference, tmp_path: Path
+    make_generator, load_policy, make_request, largest_difference, adapter_engine, tmp_path: Path
 ) -> None:
-    """The first test of all: an adapter belongs on the base that the server was started with."""
-    model, update = load_policy(lora_rank=8)
-    generator = make_generator(sync="adapter")
+    model, update = load_policy(lora_rank=8, folder=Path(adapter_engine.plan.model))
+    generator = make_generator(adapter_engine, sync="adapter")
     request = make_request()
     for version in (0, 1, 2):
         assert generator.sync(update(version)) == version

@@ -213,3 +213,14 @@ def test_a_planted_fault_stops_the_run_at_the_first_step_that_has_it(
     found = steps_of(tmp_path / "run")
     assert len(found) == steps
     assert all(s["ratio/sampler_mismatch_max"] < 1e-3 for s in found)
+
+
+def test_an_adapter_on_another_base_is_caught_at_the_first_step(
+    write_config, adapter_engine: Launched, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GRPO_VLLM_TOKEN", adapter_engine.plan.token)
+    generator = {"urls": [adapter_engine.plan.url], "sync": "adapter"}
+    run = load_run(write_config(generator, model={"lora": {"r": 4}}))
+    with pytest.raises(SyncError, match="sampler and trainer disagree"):
+        train(run)
+    assert not steps_of(tmp_path / "run")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 
 from grpo_generator_vllm_server.errors import (
     BadAnswerError,
@@ -126,7 +126,7 @@ class Server:
         except httpx.HTTPError as error:
             what = str(error) or type(error).__name__
             raise ServerDownError(f"{self}: {path} cannot be reached: {what}") from error
-        except RuntimeError as error:  # httpx: the client has been closed in the meantime
+        except RuntimeError as error:  # httpx2: the client has been closed in the meantime
             raise ServerDownError(f"{self}: {path}: {error}") from error
         found = self.seen_instance = response.headers.get(INSTANCE_HEADER)
         # Before anything else: a restarted server also answers 404 to an adapter that it had.
