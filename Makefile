@@ -14,13 +14,19 @@ CONTRIB = $(patsubst %/pyproject.toml,%,$(wildcard contrib/*/pyproject.toml))
 # Its own environment: what contrib needs is heavy, and must not be what the core is tested with.
 CONTRIB_VENV = .venv-contrib
 
-.PHONY: help demo test contrib lint types clean
+# A real vLLM, which needs an environment of its own; `make test ARGS='-m vllm'` then finds it.
+ENGINE = .venv-vllm
+ENGINE_LOCK = plugins/grpo-generator-vllm-server/engine-cpu.lock
+ENGINE_PYTHON = $(or $(GRPO_VLLM_PYTHON),$(wildcard $(CURDIR)/$(ENGINE)/bin/python))
+
+.PHONY: help demo test contrib engine lint types clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo     train a small language model, in a few minutes on a CPU"
 	@echo "make test     run the tests; ARGS='-k name' chooses some"
 	@echo "make contrib  test and type-check contrib/, in an environment of its own"
+	@echo "make engine   install vLLM for a CPU into $(ENGINE); then make test ARGS='-m vllm'"
 	@echo "make lint     ruff: rules and format"
 	@echo "make types    mypy --strict"
 	@echo "make clean    remove $(VENV) and caches"
@@ -30,7 +36,8 @@ demo: $(VENV)/.run
 	OMP_NUM_THREADS=1 $(BIN)/grpo demo $(ARGS)
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 GRPO_VLLM_PYTHON=$(ENGINE_PYTHON) \
+	  $(BIN)/python -m pytest $(ARGS)
 
 contrib: $(CONTRIB_VENV)/.contrib
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CONTRIB_VENV)/bin/python -m pytest contrib
@@ -45,7 +52,16 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(CONTRIB_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CONTRIB_VENV) $(ENGINE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+engine: $(ENGINE)/.ready
+
+# Without bytecode, importing vLLM takes 14 to 34 s instead of 4, in each of three processes.
+$(ENGINE)/.ready: $(ENGINE_LOCK) | $(BIN)/python
+	$(BIN)/python -m venv $(ENGINE)
+	env -u PYTHONDONTWRITEBYTECODE $(ENGINE)/bin/python -m pip install --quiet --no-deps \
+	  --requirement $(ENGINE_LOCK)
+	@touch $@
 
 # Environments made by uv have no pip of their own.
 $(VENV)/.pip: | $(BIN)/python

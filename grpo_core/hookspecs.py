@@ -74,6 +74,11 @@ class RegistrationHooks:
     def grpo_register_observers(self, register: Register) -> None:
         """Offer observers: objects with the lifecycle hooks below."""
 
+    @hookspec
+    def grpo_register_commands(self, register: Register) -> None:
+        """Offer commands: ``register("serve", "package.module:command", summary="...")`` with a
+        click command makes ``grpo serve``. A command that ``grpo`` has itself is not replaced."""
+
 
 class LifecycleHooks:
     """Called on the main rank only, so that files and screens are written once.

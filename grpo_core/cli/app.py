@@ -13,6 +13,7 @@ from grpo_core.cli.config import config
 from grpo_core.cli.demo import demo
 from grpo_core.cli.evaluate import evaluate
 from grpo_core.cli.options import DEBUG, debug_option
+from grpo_core.cli.plugin_commands import PluginGroup
 from grpo_core.cli.plugins import plugins
 from grpo_core.cli.preview import preview
 from grpo_core.cli.push import push
@@ -20,7 +21,7 @@ from grpo_core.cli.train import INTERRUPTED, train
 from grpo_core.errors import GRPOError
 
 
-class ReportingGroup(click.Group):
+class ReportingGroup(PluginGroup):
     """Errors raised on purpose end as a message and their exit code, others as a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -13,7 +13,16 @@ from types import ModuleType
 
 from grpo_core.errors import ConfigError
 from grpo_core.hooks import call_registration
-from grpo_core.plugins.registrar import ROLES, Registrar, Registration, Source, hook_of
+from grpo_core.plugins.registrar import (
+    COMMANDS_HOOK,
+    ROLES,
+    CommandOffer,
+    CommandRegistrar,
+    Registrar,
+    Registration,
+    Source,
+    hook_of,
+)
 
 ENTRY_POINT_GROUP = "grpo_core"
 CORE_PLUGIN = "grpo-core"
@@ -45,6 +54,7 @@ class Discovery:
     registrations: tuple[Registration, ...]
     broken: tuple[BrokenPlugin, ...]
     disabled: tuple[Source, ...]
+    commands: tuple[CommandOffer, ...] = ()
 
 
 def discover(*, files: Sequence[str] = (), disable: Sequence[str] = ()) -> Discovery:
@@ -61,6 +71,7 @@ def discover(*, files: Sequence[str] = (), disable: Sequence[str] = ()) -> Disco
     plugins: list[Source] = []
     disabled: list[Source] = []
     registrations: list[Registration] = []
+    commands: list[CommandOffer] = []
     broken: list[BrokenPlugin] = []
     off = {*disable, *_names(os.environ.get(DISABLE_VARIABLE, ""))}
     only = os.environ.get(ONLY_VARIABLE)
@@ -73,33 +84,39 @@ def discover(*, files: Sequence[str] = (), disable: Sequence[str] = ()) -> Disco
             continue
         # SystemExit too: a module that calls sys.exit() must not end a stranger's run.
         try:
-            registrations += _registrations(point.load(), source)
+            offered = _offered(point.load(), source)
         except (Exception, SystemExit) as error:
             broken.append(BrokenPlugin(source=source, target=point.value, error=error))
         else:
             plugins.append(source)
+            registrations += offered[0]
+            commands += offered[1]
     for file in files:
         source = Source(plugin=file, distribution=None, version=None)
         try:
-            registrations += _registrations(load_file(file, what=f"--plugin {file}"), source)
+            found, _ = _offered(load_file(file, what=f"--plugin {file}"), source)
         except ConfigError:
             raise
         except (Exception, SystemExit) as error:
             raise ConfigError(f"--plugin {file}: {type(error).__name__}: {error}") from error
         plugins.append(source)
+        registrations += found
     return Discovery(
         plugins=tuple(plugins),
         registrations=tuple(registrations),
         broken=tuple(broken),
         disabled=tuple(disabled),
+        commands=tuple(commands),
     )
 
 
-def _registrations(plugin: object, source: Source) -> list[Registration]:
+def _offered(plugin: object, source: Source) -> tuple[list[Registration], list[CommandOffer]]:
     # Collected aside: a plugin that fails half-way offers nothing instead of something odd.
     found: list[Registration] = []
-    call_registration(plugin, {hook_of(role): Registrar(role, source, found) for role in ROLES})
-    return found
+    commands: list[CommandOffer] = []
+    registers: dict[str, object] = {hook_of(role): Registrar(role, source, found) for role in ROLES}
+    call_registration(plugin, registers | {COMMANDS_HOOK: CommandRegistrar(source, commands)})
+    return found, commands
 
 
 def _source(point: EntryPoint) -> Source:

@@ -73,8 +73,54 @@ class Registration:
         return f"{self.target.__module__}:{getattr(self.target, '__qualname__', self.name)}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommandOffer:
+    """A command of ``grpo`` that a plugin brings. Example: ``CommandOffer(name="serve",
+    target="grpo_mine.command:serve", summary="Start a server.", source=source)``."""
+
+    name: str
+    target: str
+    summary: str
+    source: Source
+
+
+COMMANDS_HOOK = "grpo_register_commands"
+
 Register = Callable[..., None]
 """``register(name, target, *, config=None, summary="", api=1)``."""
+
+
+class CommandRegistrar:
+    """Collects one plugin's commands."""
+
+    def __init__(self, source: Source, into: list[CommandOffer]) -> None:
+        self._source = source
+        self._into = into
+
+    def __call__(self, name: str, target: str, *, summary: str = "", api: int = 1) -> None:
+        """Offer the click command at ``target`` as ``grpo NAME``.
+
+        Raises:
+            PluginError: a malformed name or target, or an API number that is not known here.
+        """
+        _require_known(api, f"command {name!r}", self._source)
+        if not name.replace("-", "").isalnum():
+            raise PluginError(f"{name!r} is no command name: letters, digits and '-' only")
+        if target.count(":") != 1:
+            raise PluginError(
+                f"command {name!r} has target {target!r}; expected 'package.module:command'"
+            )
+        self._into.append(
+            CommandOffer(name=name, target=target, summary=summary, source=self._source)
+        )
+
+
+def _require_known(api: int, what: str, source: Source) -> None:
+    if api != API:
+        raise PluginError(
+            f"{what} asks for plugin API {api}, but this grpo-core speaks API {API}; install a "
+            f"matching version of {source} or of grpo-core"
+        )
 
 
 class Registrar:
@@ -99,11 +145,7 @@ class Registrar:
         Raises:
             PluginError: a malformed name or target, or an API number that is not known here.
         """
-        if api != API:
-            raise PluginError(
-                f"{self._role} {name!r} asks for plugin API {api}, but this grpo-core speaks "
-                f"API {API}; install a matching version of {self._source} or of grpo-core"
-            )
+        _require_known(api, f"{self._role} {name!r}", self._source)
         if not name or any(c.isspace() or c in ":/=" for c in name):
             raise PluginError(
                 f"{name!r} is no component name: it must be non-empty, without spaces, ':', '/' "

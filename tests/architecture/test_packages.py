@@ -86,6 +86,7 @@ def test_every_plugin_is_looked_at(project) -> None:
     assert {package(name) for name in project} >= {
         "grpo_core",
         "grpo_generator_hf",
+        "grpo_generator_vllm_server",
         "grpo_losses",
         "grpo_observers",
         "grpo_references",

@@ -22,6 +22,10 @@ NOT_RUN = {
             "a slow test of grpo-tools runs it and checks what it learns",
         )
     ],
+    "docs/how-to/vllm-server.md": [
+        ("python -m venv vllm-venv", "installs vLLM"),
+        ("export GRPO_VLLM_TOKEN=$(openssl rand -hex 32)", "serves until it is stopped"),
+    ],
     "docs/how-to/reward-plugin.md": [("pip install build twine", "uploads to the package index")],
 }
 """Blocks that no test runs: page, first line and reason. Keep it short."""

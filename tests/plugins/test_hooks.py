@@ -13,7 +13,7 @@ from grpo_core.errors import ConfigError, PluginError
 from grpo_core.hooks import LIFECYCLE_HOOKS, REGISTRATION_HOOKS, Lifecycle
 from grpo_core.hookspecs import LifecycleHooks, RegistrationHooks
 from grpo_core.plugins import ROLES, Registry, build, discover
-from grpo_core.plugins.registrar import hook_of
+from grpo_core.plugins.registrar import COMMANDS_HOOK, hook_of
 from grpo_core.protocols import BuildContext
 from grpo_core.types import (
     CheckpointSaved,
@@ -57,7 +57,7 @@ def test_is_documented_and_takes_one_argument(hook: str) -> None:
 
 
 def test_there_is_one_registration_hook_per_role() -> None:
-    assert [hook_of(role) for role in ROLES] == list(REGISTRATION_HOOKS)
+    assert [*map(hook_of, ROLES), COMMANDS_HOOK] == list(REGISTRATION_HOOKS)
 
 
 def test_there_is_one_frozen_event_per_lifecycle_hook() -> None:
@@ -71,8 +71,10 @@ def test_there_is_one_frozen_event_per_lifecycle_hook() -> None:
 
 @pytest.mark.parametrize("hook", REGISTRATION_HOOKS)
 def test_every_registration_hook_of_the_fake_plugin_is_called(fake_plugin, hook: str) -> None:
-    found = [r for r in discover().registrations if r.source.distribution == "grpo-fake"]
-    assert [r.name for r in found if hook_of(r.role) == hook]
+    found = discover()
+    offers = [(hook_of(r.role), r) for r in found.registrations]
+    offers += [(COMMANDS_HOOK, c) for c in found.commands]
+    assert [o.name for h, o in offers if h == hook and o.source.distribution == "grpo-fake"]
 
 
 @pytest.mark.parametrize("hook", LIFECYCLE_HOOKS)

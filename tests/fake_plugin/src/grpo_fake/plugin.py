@@ -59,3 +59,8 @@ def grpo_register_savers(register):
 @hookimpl
 def grpo_register_observers(register):
     register("fake-recorder", "grpo_fake.watching:Recorder", summary="One line per event.")
+
+
+@hookimpl
+def grpo_register_commands(register):
+    register("fake-greet", "grpo_fake.command:greet", summary="Say hello.")

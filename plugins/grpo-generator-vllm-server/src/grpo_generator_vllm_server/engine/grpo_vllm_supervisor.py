@@ -1,0 +1,69 @@
+"""Keeps an engine alive exactly as long as the process that wanted it.
+
+`python grpo_vllm_supervisor.py FD COMMAND...`: FD is the reading end of a pipe whose writing end
+the owner holds. The owner's death, by SIGKILL too, closes it. A SIGKILL of vLLM's API server leaves
+EngineCore and Worker processes behind (seen with 0.32.0, still there after 70 s), so the whole
+process group is ended whenever its first process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+PR_SET_PDEATHSIG = 1
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 10.0
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command until it ends or the owner does; its exit code."""
+    owner, command = int(arguments[0]), arguments[1:]
+    stopping = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+    parent = os.getppid()
+    child = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent)
+    try:
+        while child.poll() is None and not stopping:
+            # A forked copy of the owner keeps the pipe open, hence the parent is watched as well.
+            closed, _, _ = select.select([owner], [], [], POLL_SECONDS)
+            stopping = stopping or bool(closed) or os.getppid() != parent
+    finally:
+        _end(child)
+    return child.returncode
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        _signal(child.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_SECONDS)
+    _signal(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _signal(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _die_with_parent() -> None:
+    # If this supervisor is killed, the API server gets SIGTERM, on which it ends its engine.
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

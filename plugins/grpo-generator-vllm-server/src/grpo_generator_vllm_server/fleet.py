@@ -1,0 +1,151 @@
+"""Several servers as one: the least loaded gets the next prompt, a dead one's go elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from grpo_generator_vllm_server.client import Server
+from grpo_generator_vllm_server.errors import (
+    BadAnswerError,
+    NoServerLeftError,
+    ServerDownError,
+    ServerHungError,
+    ServerLostError,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FAILURES_IN_A_ROW = 3
+"""After so many a server is out, even if it says that it is healthy."""
+
+
+@dataclass(eq=False)
+class Member:
+    """A server, how much it has to do, and why it is out if it is."""
+
+    server: Server
+    busy: int = 0
+    failures: int = 0
+    out: str | None = None
+    hung: bool = False
+    """It says that it is healthy, but did not answer; only another process may come back."""
+
+    def take_out(self, why: BaseException | str) -> None:
+        if self.out is None:
+            logger.warning("taken out: %s", why)
+        self.out = str(why)
+
+    def take_in(self) -> None:
+        self.out, self.failures, self.hung = None, 0, False
+
+
+@dataclass(kw_only=True)
+class Fleet:
+    """All servers of a run.
+
+    Args:
+        at_once: most prompts that one server has at a time.
+        attempts: how often a prompt is tried in all.
+        revive: called when no server is left; brings some back, or returns at its time limit.
+    """
+
+    members: Sequence[Member]
+    at_once: int
+    attempts: int
+    revive: Callable[[], None] = field(default=lambda: None)
+
+    @property
+    def usable(self) -> list[Member]:
+        return [m for m in self.members if m.out is None]
+
+    def each(self, prompts: int, ask: Callable[[Server, int], T]) -> Iterator[tuple[int, T]]:
+        """``ask(server, index)`` for each index, each answered exactly once, as they come.
+
+        Raises:
+            NoServerLeftError: no server is left, or a prompt has failed everywhere.
+            RequestRefusedError: whatever ``ask`` raises that is not about the server.
+        """
+        yield from _Work(self, prompts, ask).answers()
+
+    def require_any(self) -> None:
+        """Raises ``NoServerLeftError``, with a reason for each, if all servers are out."""
+        if not self.usable:
+            reasons = "; ".join(str(m.out) for m in self.members)
+            raise NoServerLeftError(f"no vLLM server is left: {reasons}")
+
+
+class _Work(Generic[T]):
+    """One call of ``Fleet.each``."""
+
+    def __init__(self, fleet: Fleet, prompts: int, ask: Callable[[Server, int], T]) -> None:
+        self._fleet, self._ask = fleet, ask
+        self._waiting = deque(range(prompts))
+        self._tried = [0] * prompts
+        self._revived = 0
+        self._running: dict[Future[T], tuple[Member, int]] = {}
+
+    def answers(self) -> Iterator[tuple[int, T]]:
+        fleet = self._fleet
+        pool = ThreadPoolExecutor(max(1, fleet.at_once * len(fleet.members)))
+        try:
+            while self._waiting or self._running:
+                if not self._running and not fleet.usable:
+                    # Bounded: a prompt that kills its server would kill each one that comes back.
+                    if self._revived < fleet.attempts:
+                        self._revived += 1
+                        fleet.revive()
+                    fleet.require_any()
+                self._hand_out(pool)
+                done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    member, index = self._running.pop(future)
+                    member.busy -= 1
+                    try:
+                        answer = future.result()
+                    except ServerLostError as error:
+                        self._failed(member, index, error)
+                    else:
+                        member.failures = 0
+                        yield index, answer
+        finally:
+            for member, _ in self._running.values():
+                member.busy -= 1
+            # What runs ends by itself, at its time limit at the latest.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _hand_out(self, pool: ThreadPoolExecutor) -> None:
+        while self._waiting:
+            free = [m for m in self._fleet.usable if m.busy < self._fleet.at_once]
+            if not free:
+                return
+            member = min(free, key=lambda m: m.busy)
+            index = self._waiting.popleft()
+            member.busy += 1
+            self._running[pool.submit(self._ask, member.server, index)] = (member, index)
+
+    def _failed(self, member: Member, index: int, error: ServerLostError) -> None:
+        """Put the prompt back, and the server out if it is the server."""
+        member.failures += 1
+        if not isinstance(error, ServerDownError):
+            # The prompt itself may be what a server cannot do; a dead server is not its fault.
+            self._tried[index] += 1
+        if (
+            isinstance(error, ServerDownError)
+            or member.failures >= FAILURES_IN_A_ROW
+            or (member.out is None and not member.server.healthy())
+        ):
+            member.take_out(error)
+            member.hung |= isinstance(error, ServerHungError)
+        elif self._tried[index] >= self._fleet.attempts:
+            kind = type(error) if isinstance(error, BadAnswerError) else NoServerLeftError
+            raise kind(f"a prompt has failed {self._tried[index]} times: {error}") from error
+        else:
+            logger.warning("asked again: %s", error)
+        self._waiting.appendleft(index)

@@ -1,0 +1,90 @@
+"""What is asked of vLLM for one prompt. Nothing is left to the server's own defaults."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from grpo_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from grpo_core.types import GenerateRequest
+
+
+def prompt_seed(seed: int, step: int, key: int) -> int:
+    """Of one prompt's group, in [0, 2**62): equal wherever and with whatever it is sampled.
+
+    vLLM gives sample ``i`` of the group the seed plus ``i``, so seeds must not be neighbours.
+    """
+    text = f"{seed} {step} {key}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 2
+
+
+def draws(request: GenerateRequest) -> int:
+    """How many completions to ask for: at temperature 0 all are the same, and vLLM refuses more
+    than one."""
+    return request.group_size if request.sampling.temperature > 0 else 1
+
+
+def body(
+    request: GenerateRequest,
+    index: int,
+    *,
+    model: str,
+    structured_outputs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """JSON for ``/v1/completions``.
+
+    Every setting is sent: a server fills what is missing from the model's
+    ``generation_config.json``, which may hold a temperature or a repetition penalty.
+    """
+    sampling = request.sampling
+    found: dict[str, Any] = {
+        "model": model,
+        "prompt": list(request.prompt_ids_P[index]),
+        "n": draws(request),
+        "seed": prompt_seed(request.seed, request.step, request.prompt_keys_P[index]),
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "logprobs": 0,
+        "return_token_ids": True,
+        # The policy's end tokens and no others: the server's list comes from its own files.
+        "ignore_eos": True,
+        "stop_token_ids": list(request.eos_token_ids),
+        "stop": list(sampling.stop),
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "spaces_between_special_tokens": False,
+        "add_special_tokens": False,
+        "stream": False,
+    }
+    if structured_outputs is not None:
+        found["structured_outputs"] = dict(structured_outputs)
+    return found
+
+
+def check(request: GenerateRequest, context_length: int | None) -> None:
+    """Raises ``ConfigError`` or ``DataError`` for what no server could do."""
+    from grpo_core.errors import DataError
+
+    if any(request.inputs_P):
+        raise ConfigError("generator 'vllm-server' samples text only; prompts have other inputs")
+    if "" in request.sampling.stop:
+        raise ConfigError("sampling.stop holds an empty string, which would stop everything")
+    for ids in request.prompt_ids_P:
+        if not ids:
+            raise DataError("a prompt is empty; a model needs at least one token to go on from")
+        total = len(ids) + request.sampling.max_tokens
+        if context_length is not None and total > context_length:
+            raise DataError(
+                f"a prompt of {len(ids)} tokens and sampling.max_tokens "
+                f"{request.sampling.max_tokens} are {total} tokens; the model's context is "
+                f"{context_length}"
+            )

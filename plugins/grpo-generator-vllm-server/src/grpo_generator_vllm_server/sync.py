@@ -1,0 +1,224 @@
+"""How new weights reach a server: one interface, chosen by what policy and servers can do.
+
+A push is all or nothing. The server is paused first, asked afterwards what it holds, and only
+resumed when that is what it was given.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from grpo_core.errors import ConfigError
+from grpo_generator_vllm_server.errors import PushError, ServerError
+from grpo_generator_vllm_server.weights import adapter_rank, write_adapter, write_weights
+
+if TYPE_CHECKING:
+    from grpo_core.types import WeightUpdate
+    from grpo_generator_vllm_server.client import Server
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What a server says of itself.
+
+    Example: ``Facts(version="0.32.0", served="policy", dtype="float32",
+    logprobs_mode="processed_logprobs", lora_rank=16)``.
+    """
+
+    version: str
+    served: str
+    """Under which name it offers its base model."""
+    dtype: str
+    logprobs_mode: str
+    lora_rank: int
+    """Largest rank of adapters that it takes; 0 is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """Weights that lie ready for any server, now or after it was restarted.
+
+    Example: ``Published(policy_version=3, mark="a1b2.v3", folder=Path("sync/a1b2.v3"),
+    way="file")``.
+    """
+
+    policy_version: int
+    mark: str
+    """Unique to this run and version; what servers must say that they hold."""
+    folder: Path
+    way: Literal["file", "adapter"]
+
+    def version_in(self, mark: object) -> int | None:
+        """The policy version that a mark of this run names."""
+        run, _, version = str(mark).rpartition(".v")
+        same = run == self.mark.rpartition(".v")[0]
+        return int(version) if same and version.isdecimal() else None
+
+
+class Way(Protocol):
+    """One way for weights to travel."""
+
+    name: Literal["file", "adapter"]
+
+    def write(self, folder: Path, update: WeightUpdate) -> None:
+        """Put the weights where servers can read them."""
+
+    def push(self, server: Server, published: Published, seconds: float) -> int:
+        """Have a server take them over; the ``policy_version`` that it then says it holds.
+
+        Raises:
+            PushError: it has not taken them; it stays paused.
+            ServerError: it did not answer as it should.
+        """
+
+    def held(self, server: Server, published: Published) -> int | None:
+        """Which version of this run the server holds now; ``None``: none."""
+
+    def served_as(self, facts: Facts, published: Published) -> str:
+        """The model's name in requests."""
+
+
+class ByFile:
+    """All weights through a folder that both sides see; works for every model and LoRA, merged."""
+
+    name: Literal["file", "adapter"] = "file"
+
+    def __init__(self, dtype: str | None) -> None:
+        self._dtype = dtype
+
+    def write(self, folder: Path, update: WeightUpdate) -> None:
+        write_weights(folder, update, self._dtype)
+
+    def push(self, server: Server, published: Published, seconds: float) -> int:
+        server.post("/pause?mode=abort", None, seconds=seconds)
+        found = server.rpc(
+            "grpo_load", seconds=seconds, path=str(published.folder), mark=published.mark
+        )
+        errors = [str(f["error"]) for f in found if isinstance(f, dict) and "error" in f]
+        if errors:
+            raise PushError(
+                f"{server}: has not taken policy version {published.policy_version}: {errors[0]}"
+            )
+        # Keys and values of the old weights would be found by the new ones (vLLM's default is to
+        # keep them across a reload).
+        if server.post("/reset_prefix_cache", None, seconds=seconds).get("success") is not True:
+            raise PushError(f"{server}: kept its prefix cache, which is of the old weights")
+        server.post("/update_weight_version", {"new_version": published.mark}, seconds=seconds)
+        version = self.held(server, published)
+        if version != published.policy_version:
+            raise PushError(
+                f"{server}: was given policy version {published.policy_version} and holds {version}"
+            )
+        server.post("/resume", None, seconds=seconds)
+        return version
+
+    def held(self, server: Server, published: Published) -> int | None:
+        marks = {found.get("held") for found in server.rpc("grpo_held", seconds=30)}
+        marks.add(server.get("/weight_info").get("weight_version"))
+        # Every worker and the engine must say the same: a part of a model is no model.
+        return published.version_in(marks.pop()) if len(marks) == 1 else None
+
+    def served_as(self, facts: Facts, published: Published) -> str:
+        return facts.served
+
+
+class ByAdapter:
+    """LoRA's matrices alone, under a new name each time; the base is never sent again."""
+
+    name: Literal["file", "adapter"] = "adapter"
+
+    def write(self, folder: Path, update: WeightUpdate) -> None:
+        write_adapter(folder, update)
+
+    def push(self, server: Server, published: Published, seconds: float) -> int:
+        names = _adapters(server)
+        replaced = {
+            str(w.get("broken") or w.get("held")) for w in server.rpc("grpo_held", seconds=30)
+        }
+        if replaced != {"None"}:
+            raise PushError(
+                f"{server}: its base weights have been replaced since it started "
+                f"({', '.join(sorted(replaced))}), so an adapter would sit on other weights than "
+                "in training; start it again, or set generator.sync to file"
+            )
+        if published.mark not in names:
+            # Not in place: one id with another path may serve the old adapter (seen with 0.32.0).
+            body = {"lora_name": published.mark, "lora_path": str(published.folder)}
+            try:
+                server.post_for_text("/v1/load_lora_adapter", body, seconds=seconds)
+            except ServerError as error:
+                raise PushError(
+                    f"{server}: has not taken the adapter of policy version "
+                    f"{published.policy_version}: {error}"
+                ) from error
+        version = self.held(server, published)
+        if version != published.policy_version:
+            raise PushError(
+                f"{server}: was given the adapter of policy version {published.policy_version} "
+                f"and lists {sorted(_adapters(server)) or 'none'}"
+            )
+        run = published.mark.rpartition(".v")[0]
+        for old in names:
+            if old.startswith(f"{run}.v") and old != published.mark:
+                server.post_for_text("/v1/unload_lora_adapter", {"lora_name": old}, seconds=seconds)
+        return version
+
+    def held(self, server: Server, published: Published) -> int | None:
+        root = _adapters(server).get(published.mark)
+        same = root is not None and Path(root).name == published.folder.name
+        return published.version_in(published.mark) if same else None
+
+    def served_as(self, facts: Facts, published: Published) -> str:
+        return published.mark
+
+
+def choose(asked: str, update: WeightUpdate, facts: list[Facts]) -> Way:
+    """The way for this policy and these servers, said in the log.
+
+    Raises:
+        ConfigError: ``adapter`` is asked for, and policy or servers cannot do it.
+    """
+    rank = adapter_rank(update)
+    least = min(f.lora_rank for f in facts)
+    dtypes = {f.dtype for f in facts}
+    by_file = ByFile(dtypes.pop() if len(dtypes) == 1 else None)
+    if asked == "adapter" and rank is None:
+        raise ConfigError("generator.sync is 'adapter', but the policy has none; set model.lora")
+    if asked == "adapter" and (rank or 0) > least:
+        raise ConfigError(
+            f"generator.sync is 'adapter' with rank {rank}, but the servers take ranks up to "
+            f"{least}; start them with grpo serve --lora-rank {rank}"
+        )
+    if rank is None or asked == "file":
+        logger.info("weights reach vLLM by file: all of them, in %s", by_file._dtype or "their own")
+        return by_file
+    if rank > least:
+        logger.warning(
+            "weights reach vLLM by file, merged, although only an adapter of rank %d is trained: "
+            "the servers take ranks up to %d; start them with grpo serve --lora-rank %d",
+            *(rank, least, rank),
+        )
+        return by_file
+    logger.info("weights reach vLLM by adapter: LoRA of rank %d, the base stays as it is", rank)
+    return ByAdapter()
+
+
+def clear_older(published: Published) -> None:
+    """Remove what this run published before; the newest stays for servers that are restarted."""
+    run = published.mark.rpartition(".v")[0]
+    for folder in published.folder.parent.glob(f"{run}.v*"):
+        if folder != published.folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _adapters(server: Server) -> Mapping[str, str | None]:
+    """Loaded adapters and the folders that they come from."""
+    listed: Any = server.get("/v1/models").get("data", ())
+    return {entry["id"]: entry.get("root") for entry in listed if entry.get("parent")}

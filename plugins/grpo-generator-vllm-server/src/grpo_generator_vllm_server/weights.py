@@ -1,0 +1,129 @@
+"""The policy's weights as files that a server can check before it takes them over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from grpo_core.policy import base_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from grpo_core.types import WeightUpdate
+
+MANIFEST = "manifest.json"
+"""The same name as in ``engine/grpo_vllm_worker.py``, which stands alone."""
+FILE_BYTES = 4 * 2**30
+"""Tensors are collected up to this size, so that a large model is never in memory twice."""
+
+
+def write_weights(folder: Path, update: WeightUpdate, dtype: str | None) -> None:
+    """Write all weights and their manifest; ``folder`` is complete or absent.
+
+    Args:
+        dtype: what the server computes in: wider weights are rounded to it here, as it would, and
+            half the bytes travel. ``None`` leaves them as they are.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    target = None if dtype is None else cast("torch.dtype", getattr(torch, dtype))
+    staging = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    listed: dict[str, tuple[str, list[int]]] = {}
+    files: dict[str, int] = {}
+    try:
+        for shard in _shards(_with_head(update), target):
+            name = f"weights-{len(files):05d}.safetensors"
+            save_file(shard, staging / name)
+            files[name] = (staging / name).stat().st_size
+            for key, tensor in shard.items():
+                listed[key] = (str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+        manifest = {
+            "policy_version": update.policy_version,
+            "count": len(listed),
+            "files": files,
+            "tensors": listed,
+        }
+        (staging / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def write_adapter(folder: Path, update: WeightUpdate) -> None:
+    """Write the LoRA adapter alone, in PEFT's format; ``folder`` is complete or absent."""
+    staging = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        # "auto" would ask the Hub whether the vocabulary has grown.
+        cast("Any", update.model).save_pretrained(staging, save_embedding_layers=False)
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def adapter_rank(update: WeightUpdate) -> int | None:
+    """Largest rank of the policy's adapters; ``None`` where it has none."""
+    configs = getattr(update.model, "peft_config", None)
+    if not configs:
+        return None
+    return max(int(getattr(config, "r", 0)) for config in configs.values()) or None
+
+
+def _with_head(update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
+    """All weights, and a tied head under its own name too.
+
+    With tied embeddings the head is no parameter of its own, but vLLM may keep a repacked copy (on
+    CPUs it does), which stays old unless it is named.
+    """
+    base = base_of(update.model)
+    seen: dict[str, Tensor] = {}
+    head = base.get_output_embeddings()
+    name = next((f"{n}.weight" for n, m in base.named_modules() if m is head), None)
+    for key, tensor in update.named_tensors():
+        if name is not None and key in (name, _embedding_name(base)):
+            seen[key] = tensor
+        yield key, tensor
+    if name is not None and name not in seen and getattr(base.config, "tie_word_embeddings", False):
+        yield name, seen[_embedding_name(base)]
+
+
+def _embedding_name(base: Any) -> str:
+    embedding = base.get_input_embeddings()
+    return next(f"{n}.weight" for n, m in base.named_modules() if m is embedding)
+
+
+def _shards(
+    tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype | None
+) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        kept = tensor.detach()
+        if dtype is not None and kept.is_floating_point() and kept.element_size() > dtype.itemsize:
+            kept = kept.to(dtype)
+        # A clone, as two names may share their memory, which the format does not allow, and a
+        # merged adapter is taken out again when the iterator moves on.
+        kept = kept.to("cpu", copy=True).contiguous()
+        shard[name] = kept
+        size += kept.nbytes
+        if size >= FILE_BYTES:
+            yield shard
+            shard, size = {}, 0
+    if shard:
+        yield shard
+
+
+if TYPE_CHECKING:
+    import torch
