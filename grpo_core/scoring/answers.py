@@ -94,11 +94,11 @@ def failure_of(error: BaseException) -> Failed:
 def trace_of(error: BaseException) -> str:
     """The traceback of what a provider raised, from its own first line on: from behind the last
     line of ours, with what retries and event loops put between these."""
-    trace = frame = error.__traceback__
-    while frame is not None:
-        frame, passed = frame.tb_next, frame
+    trace = passed = error.__traceback__
+    while passed is not None:
         if _is_ours(passed.tb_frame.f_code.co_filename):
-            trace = frame
+            trace = passed.tb_next
+        passed = passed.tb_next
     return "".join(traceback.format_exception(type(error), error, trace))
 
 

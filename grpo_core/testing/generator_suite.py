@@ -139,7 +139,7 @@ class GeneratorSuite:
             stopped = [r for r in rollouts if r.finish_reason == "stop"]
             assert stopped
             for rollout in stopped:
-                ids = rollout.token_ids
+                ids = list(rollout.token_ids)
                 text = policy.tokenizer.decode(ids, skip_special_tokens=False)
                 before = policy.tokenizer.decode(ids[:-1], skip_special_tokens=False)
                 ended = ids[-1] in policy.eos_token_ids
