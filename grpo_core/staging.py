@@ -48,6 +48,14 @@ def staged_file(target: Path) -> Iterator[Path]:
     _sync(target.parent)
 
 
+def clear_staged(folder: Path) -> None:
+    """Remove the files in ``folder`` that a killed process had begun to write; whoever calls this
+    is its only writer. They may be of names that will not be written again."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_file():
+            path.unlink()
+
+
 def _beside(target: Path, kind: str) -> Path:
     # A leading dot hides it from readers that take every file of a folder.
     return target.with_name(f".{target.name}.{kind}")

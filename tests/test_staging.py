@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_core.staging import _replace_folder, staged_file, staged_folder
+from grpo_core.staging import _replace_folder, clear_staged, staged_file, staged_folder
 
 
 def test_nothing_is_there_before_the_end(tmp_path: Path) -> None:
@@ -86,3 +86,11 @@ def test_a_process_killed_between_the_renames_loses_nothing(tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt), staged_folder(target) as folder:
         interrupted(folder / "a")
     assert (target / "a").read_text() == "old"
+
+
+def test_what_a_killed_process_had_begun_is_cleared_away(tmp_path: Path) -> None:
+    for name in (".curves.svg.tmp", ".README.md.tmp", "kept.tmp", ".kept"):
+        (tmp_path / name).write_text("cut o")
+    (tmp_path / ".folder.tmp").mkdir()
+    clear_staged(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".folder.tmp", ".kept", "kept.tmp"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_core.errors import ConfigError, RunExistsError
-from grpo_core.staging import staged_file
+from grpo_core.staging import clear_staged, staged_file
 from grpo_core.yaml12 import dump
 
 LOCK = ".lock"
@@ -34,6 +34,7 @@ def claim_folder(folder: Path, *, resuming: bool = False) -> Iterator[None]:
         _lock(lock.fileno(), folder)
         if not resuming:
             require_free(folder)
+        clear_staged(folder)
         # The file stays: removed, it could be locked by one process and made anew by another.
         yield
 
