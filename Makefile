@@ -39,7 +39,7 @@ demo: $(VENV)/.run
 # Processes of one thread each: half the time on two cores.
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 GRPO_VLLM_PYTHON=$(ENGINE_PYTHON) \
-	  $(BIN)/python -m pytest --numprocesses $(PROCESSES) $(ARGS)
+	  $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup $(ARGS)
 
 contrib: $(CONTRIB_VENV)/.contrib
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CONTRIB_VENV)/bin/python -m pytest contrib

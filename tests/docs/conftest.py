@@ -241,7 +241,13 @@ def compare(expected: str, printed: str, where: str) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes ``page`` runs once per page."""
     if "page" in metafunc.fixturenames:
-        metafunc.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+        # Its programs are looked for by the sandbox's own tests.
+        boxed = [pytest.mark.xdist_group("sandbox")]
+        marked = [
+            pytest.param(page, id=page.name, marks=boxed if "grpo_sandbox" in page.text else ())
+            for page in PAGES
+        ]
+        metafunc.parametrize("page", marked)
 
 
 @pytest.fixture

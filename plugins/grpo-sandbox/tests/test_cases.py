@@ -11,6 +11,8 @@ from grpo_core.errors import DataError
 from grpo_sandbox.cases import AssertTest, CallTest, StdinTest, cases
 from grpo_sandbox.extract import last_block
 
+pytestmark = pytest.mark.xdist_group("sandbox")
+
 OPEN_R1 = {"language": "python", "test_cases": [
     {"fn_name": None, "input": "1\n", "output": "2\n", "type": "stdin_stdout"}]}  # fmt: skip
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from grpo_sandbox.compare import parse, same_stdout, same_value
 from grpo_sandbox.plain import NotPlainError, decode, encode
 
+pytestmark = pytest.mark.xdist_group("sandbox")
+
 hashable = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
     lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3),

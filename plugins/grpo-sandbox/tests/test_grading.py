@@ -10,7 +10,7 @@ from grpo_sandbox.cases import AssertTest, CallTest, Case, StdinTest, cases
 from grpo_sandbox.grading import Grader, UnfitTestError, Verdict
 from grpo_sandbox.program import Limits
 
-pytestmark = pytest.mark.usefixtures("host_unchanged")
+pytestmark = [pytest.mark.usefixtures("host_unchanged"), pytest.mark.xdist_group("sandbox")]
 
 ADD = CallTest(name="add", args=[2, 3], expected=(5,))
 SUM = StdinTest(stdin="2 3\n", expected="5\n")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("host_unchanged")
+pytestmark = [pytest.mark.usefixtures("host_unchanged"), pytest.mark.xdist_group("sandbox")]
 
 DOORS = {
     "shadow": "open('/etc/shadow').read()",

@@ -17,6 +17,8 @@ from grpo_sandbox.piston import PistonExecutor
 from grpo_sandbox.program import Limits, Program, SandboxError
 from grpo_sandbox.reward import Code
 
+pytestmark = pytest.mark.xdist_group("sandbox")
+
 STATUS = {"wall time": "TO", "cpu time": "TO", "output": "OL", "signal": "SG", "memory": "SG"}
 
 

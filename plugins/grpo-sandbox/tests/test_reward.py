@@ -19,6 +19,8 @@ from grpo_sandbox.program import IsolationError, Limits, Program, SandboxError
 from grpo_sandbox.reward import Code
 from grpo_sandbox.running import run_command
 
+pytestmark = pytest.mark.xdist_group("sandbox")
+
 
 class TestPlugin(PluginSuite):
     distribution = "grpo-sandbox"
@@ -106,7 +108,7 @@ def test_a_test_that_cannot_be_run_is_invalid(executor, make_request) -> None:
     assert outcome.kind == "invalid"
 
 
-def test_a_box_that_is_killed_from_outside_is_no_verdict(executor) -> None:
+def test_a_box_that_is_killed_from_outside_is_no_verdict(executor, started_here) -> None:
     """The launcher dies, as when the kernel's out-of-memory killer takes it."""
     import os
     import signal
@@ -121,7 +123,8 @@ def test_a_box_that_is_killed_from_outside_is_no_verdict(executor) -> None:
                 except OSError:
                     continue
                 # The program runs: its box's watcher is the other one of this process's children.
-                if b"grpo_sandbox.inside" in line and running():
+                ours = b"grpo_sandbox.inside" in line and started_here(int(folder.name))
+                if ours and running():
                     os.kill(int(folder.name), signal.SIGKILL)
                     return
             time.sleep(0.05)
