@@ -108,7 +108,16 @@ def test_every_kind_is_installed_passes_its_tests_and_is_typed(
         run(environment, *test, cwd=folder)
         run(environment, "-m", "grpo_core.cli", "config", "check", "example.yaml", cwd=folder)
     sources = [folder / "src" for folder in folders.values()]
-    run("mypy", "--strict", "--python-executable", environment, *sources, cwd=tmp_path)
+    run(
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--python-executable",
+        environment,
+        *sources,
+        cwd=tmp_path,
+    )
     listed = json.loads(
         run(environment, "-m", "grpo_core.cli", "plugins", "list", "--json", cwd=tmp_path)
     )
