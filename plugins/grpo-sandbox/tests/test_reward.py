@@ -220,7 +220,7 @@ def test_a_file_outside_of_the_program_is_refused(executor, name: str) -> None:
         executor.run_blocking(Program(files={name: "x"}), Limits())
 
 
-def test_folders_that_would_show_the_host_are_refused() -> None:
+def test_folders_that_would_show_the_host_are_refused(executor) -> None:
     with pytest.raises(ConfigError, match="name a folder in it"):
         LocalExecutor(read_only=("/",))
     with pytest.raises(ConfigError, match="not there"):
