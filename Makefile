@@ -42,7 +42,7 @@ test: $(VENV)/.test
 	  $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup $(ARGS)
 
 contrib: $(CONTRIB_VENV)/.contrib
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CONTRIB_VENV)/bin/python -m pytest contrib
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CONTRIB_VENV)/bin/python -m pytest contrib -m "not gpu"
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CONTRIB_VENV)/bin/python -m pytest tests/docs -k contrib
 	MYPYPATH=$$(echo $(CONTRIB:%=%/src) | tr ' ' ':') $(CONTRIB_VENV)/bin/mypy $(CONTRIB:%=%/src)
 
