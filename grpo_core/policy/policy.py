@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -74,6 +77,7 @@ class Policy:
         # Autocast is ours: Accelerate keeps one precision per process for good, and a second
         # policy in a notebook could not have another.
         self.accelerator = Accelerator(mixed_precision="no")
+        _leave_gloo_at_exit()
         self._autocast_dtype, self._why_precision = autocast_dtype(model)
         self.threads = set_threads(model.threads) if self.device.type == "cpu" else "not used"
         self.model: nn.Module = load_model(model, seed=seed, device=self.device)
@@ -398,3 +402,16 @@ class Policy:
 
 def _like(values_N: Tensor | None, x_N: Tensor | None) -> Tensor | None:
     return None if values_N is None or x_N is None else x_N.to(values_N.dtype)
+
+
+@cache
+def _leave_gloo_at_exit() -> None:
+    """Else a finished run may abort: gloo's threads drop their tensors, which takes the GIL, and
+    do so still when the interpreter is gone (1 of 20 exits). NCCL's group stays, since leaving it
+    waits for ranks that may have failed."""
+
+    def leave() -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+            dist.destroy_process_group()
+
+    atexit.register(leave)

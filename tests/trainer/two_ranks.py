@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from grpo_core import (
     CheckpointSettings,
@@ -99,6 +102,14 @@ def main(
             {k: v for k, v in step.items() if not k.startswith("time/")} for step in result.history
         ]
         (output / "history.json").write_text(json.dumps(steps))
+
+
+@atexit.register
+def group_was_left() -> None:
+    """Registered before the policy's own, hence called after it."""
+    if dist.is_initialized():
+        print("the process group outlives the run", file=sys.stderr, flush=True)
+        os._exit(3)
 
 
 if __name__ == "__main__":
