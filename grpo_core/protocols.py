@@ -92,6 +92,12 @@ class Generator(Protocol):
     min-p or a repetition penalty, they are those of the distribution after these, as many servers
     report them: sampler and trainer are then not compared, and what needs the comparison (replay,
     losses with ``sampling_logprobs``) is refused.
+
+    Two more are for ``train.schedule: ahead``. ``samples_apart = True`` promises weights of its
+    own: ``generate`` may be called and consumed in another thread while the policy is updated, and
+    ``close`` ends what it is doing there. ``syncs_in_flight = True`` promises besides that ``sync``
+    may be called meanwhile from the main thread: completions that are not finished then go on with
+    the new weights, and say which token came from which (``Completion.policy_versions``).
     """
 
     def sync(self, update: WeightUpdate) -> int:

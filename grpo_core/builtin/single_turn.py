@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from grpo_core.errors import PluginError
-from grpo_core.types import Completion, GeneratedGroup, Rollout, RolloutRequest, Span
+from grpo_core.types import Completion, GeneratedGroup, Rollout, RolloutRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,14 +50,7 @@ def _rollout(
         prompt_ids=request.generate.prompt_ids_P[group.index],
         group=request.generate.prompt_keys_P[group.index],
         sample=sample,
-        spans=(
-            Span(
-                token_ids=completion.token_ids,
-                logprobs=completion.logprobs,
-                kept_logmass=completion.kept_logmass,
-                policy_version=group.policy_version,
-            ),
-        ),
+        spans=completion.spans(group.policy_version),
         text=request.decode(completion.token_ids),
         finish_reason=completion.finish_reason,
     )
@@ -81,19 +74,17 @@ def _check(
         )
     for sample, completion in enumerate(group.completions_G):
         # Said here, because the span's own error could not tell whose mistake it is.
-        if len(completion.logprobs) != len(completion.token_ids):
-            raise PluginError(
-                f"generator {generator} returned {len(completion.token_ids)} tokens but "
-                f"{len(completion.logprobs)} log-probs for completion {sample} of prompt "
-                f"{group.index}; it must report one per sampled token"
-            )
-        kept = completion.kept_logmass
-        if kept is not None and len(kept) != len(completion.token_ids):
-            raise PluginError(
-                f"generator {generator} returned {len(completion.token_ids)} tokens but "
-                f"{len(kept)} values of kept_logmass for completion {sample} of prompt "
-                f"{group.index}; it must report one per sampled token, or None"
-            )
+        for what, values in (
+            ("log-probs", completion.logprobs),
+            ("values of kept_logmass", completion.kept_logmass),
+            ("policy_versions", completion.policy_versions),
+        ):
+            if values is not None and len(values) != len(completion.token_ids):
+                raise PluginError(
+                    f"generator {generator} returned {len(completion.token_ids)} tokens but "
+                    f"{len(values)} {what} for completion {sample} of prompt {group.index}; it "
+                    "must report one per sampled token"
+                )
 
 
 def _name(generator: Generator) -> str:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from grpo_core.errors import ConfigError, NonFiniteGradientError
 from grpo_core.policy.fused import fuse_layers
+from grpo_core.policy.gloo import leave_gloo_at_exit
 from grpo_core.policy.hardware import autocast_dtype, keep_threads, set_threads
 from grpo_core.policy.layouts.choose import choose_layout
 from grpo_core.policy.microbatch import (
@@ -74,10 +72,9 @@ class Policy:
         """
         self.settings = model
         self.optimizer_settings = optimizer or OptimizerSettings()
-        # Autocast is ours: Accelerate keeps one precision per process for good, and a second
-        # policy in a notebook could not have another.
+        # Autocast is ours: Accelerate keeps one precision per process for good.
         self.accelerator = Accelerator(mixed_precision="no")
-        _leave_gloo_at_exit()
+        leave_gloo_at_exit()
         self._autocast_dtype, self._why_precision = autocast_dtype(model)
         self.threads = set_threads(model.threads) if self.device.type == "cpu" else "not used"
         self.model: nn.Module = load_model(model, seed=seed, device=self.device)
@@ -394,24 +391,10 @@ class Policy:
 
     def _module_of(self, model: nn.Module) -> PolicyModule:
         if id(model) not in self._others:
-            self._others[id(model)] = PolicyModule(
-                model.to(self.device), temperature=self._temperature
-            )
+            model = model.to(self.device)
+            self._others[id(model)] = PolicyModule(model, temperature=self._temperature)
         return self._others[id(model)]
 
 
 def _like(values_N: Tensor | None, x_N: Tensor | None) -> Tensor | None:
     return None if values_N is None or x_N is None else x_N.to(values_N.dtype)
-
-
-@cache
-def _leave_gloo_at_exit() -> None:
-    """Else a finished run may abort: gloo's threads drop their tensors, which takes the GIL, and
-    do so still when the interpreter is gone (1 of 20 exits). NCCL's group stays, since leaving it
-    waits for ranks that may have failed."""
-
-    def leave() -> None:
-        if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
-            dist.destroy_process_group()
-
-    atexit.register(leave)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
+
+from grpo_core.types.rollouts import Span
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +60,35 @@ class Completion:
     """For each token, the log of the share of softmax(logits / T) that truncation (top-p, top-k,
     min-p) left to draw from; at most 0. Without a repetition penalty the token was drawn with
     log-prob ``logprobs - kept_logmass``. ``None``: nothing was cut off, or it is not known."""
+    policy_versions: tuple[int, ...] | None = None
+    """For each token, the version of the weights that sampled it, where they changed on the way;
+    ``None``: one version sampled them all, which whoever hands the completion over names."""
+
+    def spans(self, policy_version: int) -> tuple[Span, ...]:
+        """As a rollout's spans: one per version; one, perhaps empty, without versions of its own.
+
+        Raises:
+            ValueError: one of the tuples is not as long as ``token_ids``.
+        """
+        versions = self.policy_versions
+        if not versions:
+            versions = (policy_version,) * len(self.token_ids)
+        ends = [i for i in range(1, len(versions)) if versions[i] != versions[i - 1]]
+        bounds = [0, *ends, len(self.token_ids)]
+        for values in (self.logprobs, self.kept_logmass, versions):
+            # Cut by the same bounds, a longer one would lose its end without a trace.
+            if values is not None and len(values) != len(self.token_ids):
+                raise ValueError(f"{len(self.token_ids)} token ids, but {len(values)} values")
+        kept = self.kept_logmass
+        return tuple(
+            Span(
+                token_ids=self.token_ids[start:end],
+                logprobs=self.logprobs[start:end],
+                kept_logmass=None if kept is None else kept[start:end],
+                policy_version=versions[start] if start < end else policy_version,
+            )
+            for start, end in pairwise(bounds)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +99,7 @@ class GeneratedGroup:
     """Position of the prompt in ``GenerateRequest.prompt_ids_P``."""
     completions_G: tuple[Completion, ...]
     policy_version: int
-    """The version that the generator held while sampling."""
+    """The version that the generator held while sampling; see ``Completion.policy_versions``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

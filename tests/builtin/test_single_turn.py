@@ -104,6 +104,14 @@ def test_groups_are_handed_on_whole_as_they_come() -> None:
             (group(0, completions_G=(replace(group(0).completions_G[0], kept_logmass=()),) * 2),),
             "returned 2 tokens but 0 values of kept_logmass for completion 0 of prompt 0",
         ),
+        (
+            (
+                group(
+                    0, completions_G=(replace(group(0).completions_G[0], policy_versions=(1,)),) * 2
+                ),
+            ),
+            "returned 2 tokens but 1 policy_versions for completion 0 of prompt 0",
+        ),
     ],
 )
 def test_a_generator_that_breaks_its_word_is_named(
@@ -112,3 +120,22 @@ def test_a_generator_that_breaks_its_word_is_named(
     with pytest.raises(PluginError, match=expected) as caught:
         list(SingleTurn().rollouts(REQUEST, Recorded(*groups)))
     assert "Recorded" in str(caught.value)
+
+
+def test_weights_that_changed_on_the_way_make_spans_of_their_own() -> None:
+    completion = Completion(
+        token_ids=(5, 6, 7, 2),
+        logprobs=(-1.0, -2.0, -3.0, -4.0),
+        finish_reason="stop",
+        kept_logmass=(-0.1, -0.2, -0.3, -0.4),
+        policy_versions=(3, 3, 4, 6),
+    )
+    spans = completion.spans(9)
+    assert [s.policy_version for s in spans] == [3, 4, 6]
+    assert [s.token_ids for s in spans] == [(5, 6), (7,), (2,)]
+    assert [s.logprobs for s in spans] == [(-1.0, -2.0), (-3.0,), (-4.0,)]
+    assert [s.kept_logmass for s in spans] == [(-0.1, -0.2), (-0.3,), (-0.4,)]
+    (whole,) = replace(completion, policy_versions=None).spans(9)
+    assert whole.policy_version == 9
+    (empty,) = Completion(token_ids=(), logprobs=(), finish_reason="stop").spans(9)
+    assert empty.policy_version == 9

@@ -166,6 +166,8 @@ def test_a_rollout_rejoins_while_others_are_being_decoded(
     advance = Decoder.advance
 
     def watched(self: Decoder) -> Any:
+        # Tools answer in a thread, which on a busy machine may not get a turn in one token's time.
+        time.sleep(0.005)
         ended = advance(self)
         rows.append([len(r.row.prompt_ids) for r in self._draws._lines] or [0])
         return ended

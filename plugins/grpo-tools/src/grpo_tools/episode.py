@@ -56,16 +56,8 @@ class Episode:
         )
 
     def sampled(self, turn: SampledTurn) -> None:
-        completion = turn.completion
         self.turns += 1
-        self.spans.append(
-            Span(
-                token_ids=completion.token_ids,
-                logprobs=completion.logprobs,
-                kept_logmass=completion.kept_logmass,
-                policy_version=turn.policy_version,
-            )
-        )
+        self.spans.extend(turn.completion.spans(turn.policy_version))
 
     def inserted(self, token_ids: tuple[int, ...]) -> None:
         self.spans.append(Span(token_ids=token_ids, logprobs=None, policy_version=None))
