@@ -196,6 +196,24 @@ class TrainSettings(Settings):
     dynamic_sampling: DynamicSamplingSettings | None = Field(
         None, description="Replace groups without signal; null takes them as they come."
     )
+    schedule: Literal["synchronous", "ahead"] = Field(
+        "synchronous",
+        description="synchronous samples a step's rollouts, then updates on them. ahead samples "
+        "those of the next step during the update, on servers or another device; they come from "
+        "weights of the step before, which the loss's ratio corrects.",
+    )
+    ahead_steps: int = Field(
+        1,
+        ge=1,
+        description="So many steps are being sampled ahead, which is also the most that a token's "
+        "weights may be behind. Above 1 only with ahead_in_flight.",
+    )
+    ahead_in_flight: bool = Field(
+        False,
+        description="New weights reach the generator while it samples, and completions go on with "
+        "them. Nothing waits for the longest completion; what is sampled then depends on the "
+        "machine's speed, and a resumed run is not the same bit for bit.",
+    )
     seed: int = Field(0, ge=0, description="Of everything random in the run.")
     max_sampler_mismatch: float | None = Field(
         0.05,
@@ -210,6 +228,19 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"prompts_per_step ({self.prompts_per_step}) must be a multiple of "
                 f"minibatches_per_step ({self.minibatches_per_step}): groups stay whole"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ahead_means_something(self) -> TrainSettings:
+        given = [n for n in ("ahead_steps", "ahead_in_flight") if n in self.model_fields_set]
+        if self.schedule != "ahead" and given:
+            raise ValueError(f"{given[0]} has no effect without schedule: ahead; set that as well")
+        if self.ahead_steps > 1 and not self.ahead_in_flight:
+            raise ValueError(
+                f"ahead_steps is {self.ahead_steps}: weights only change when sampling rests, so "
+                "that more than 1 step would be further behind and no faster; set ahead_in_flight "
+                "to true, or ahead_steps to 1"
             )
         return self
 

@@ -56,6 +56,7 @@ class Work:
 class _Group:
     """Rollouts that were handed over before ``score``."""
 
+    step: int
     rollouts: tuple[Rollout, ...]
     calls: dict[int, Future[Call]] = field(default_factory=dict)
     """By the lane's position."""
@@ -97,7 +98,9 @@ class Scorer:
             )
         self._engine = Engine(self.names, rewards)
         self._judges = [Judge(*pair) for pair in zip(self.names, rewards, strict=True)]
-        self._ready: dict[tuple[int, int], _Group] = {}
+        self._ready: dict[int, _Group] = {}
+        """By the identity of a group's first rollout: a step's own rollouts and those of an
+        evaluation before it have the same numbers."""
         self._counted = [0] * len(rewards)
         self.work: tuple[Work, ...] = ()
         """Of the last ``score``."""
@@ -134,11 +137,11 @@ class Scorer:
         alive = tuple(r for r in group if r.error is None)
         if not alive:
             return
-        entry = _Group(rollouts=alive)
+        entry = _Group(step=step, rollouts=alive)
         for position, lane in enumerate(self._engine.lanes):
             if lane.by_group:
                 entry.calls[position] = self._ask(lane, step, alive)
-        self._ready[step, alive[0].group] = entry
+        self._ready[id(alive[0])] = entry
 
     def score(
         self, step: int, rollouts: Sequence[Rollout], *, part: bool = False
@@ -174,9 +177,11 @@ class Scorer:
             else:
                 calls = [self._ask(lane, step, [rollouts[i] for i in alive])] if alive else []
             waiting.append(calls)
-        for left in self._ready.values():
-            left.cancel()
-        self._ready.clear()
+        for key, left in list(self._ready.items()):
+            # Others of this step may belong to an evaluation, or be sampled ahead.
+            if left.step < step:
+                left.cancel()
+                del self._ready[key]
         done = [[call.result() for call in calls] for calls in waiting]
         self.work = tuple(self._work(position, calls) for position, calls in enumerate(done))
         self._decide(done, part=part)
@@ -196,12 +201,12 @@ class Scorer:
 
     def _taken(self, step: int, alive: tuple[Rollout, ...]) -> _Group:
         """What was begun for exactly these rollouts; else nothing."""
-        found = self._ready.pop((step, alive[0].group), None)
+        found = self._ready.pop(id(alive[0]), None)
         if found is not None:
             if len(found.rollouts) == len(alive) and all(map(_is, found.rollouts, alive)):
                 return found
             found.cancel()
-        return _Group(rollouts=alive)
+        return _Group(step=step, rollouts=alive)
 
     def _work(self, position: int, calls: Sequence[Call]) -> Work:
         lane = self._engine.lanes[position]

@@ -12,13 +12,19 @@ if TYPE_CHECKING:
     from grpo_core.types import Rollout
 
 
-def require_version(run: Run, rollouts: Sequence[Rollout]) -> None:
-    """Raises ``SyncError`` unless every sampled token comes from the policy as it is now."""
+def require_version(run: Run, rollouts: Sequence[Rollout], since: int | None = None) -> None:
+    """Raises ``SyncError`` unless every sampled token comes from the policy as it is now, or has
+    been ``since`` a version."""
+    now = run.policy.version
+    known = range(now if since is None else since, now + 1)
     versions = {s.policy_version for r in rollouts for s in r.spans if s.sampled}
-    if versions - {run.policy.version}:
+    if any(version not in known for version in versions):
+        asked = (
+            f"{now}" if len(known) == 1 else f"{now}, and was at {known[0]} when they were asked"
+        )
         raise SyncError(
             f"{run.label('generator')} sampled with policy versions "
-            f"{sorted(map(str, versions))}, but the policy is at {run.policy.version}: new weights "
+            f"{sorted(map(str, versions))}, but the policy is at {asked}: new weights "
             "did not reach the sampler, or old completions were returned"
         )
 

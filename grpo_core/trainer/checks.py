@@ -25,7 +25,8 @@ def check(run: Run) -> None:
             _ranks(run),
             _evaluation(run),
             _rewards(run),
-            _replay(run),
+            *_older_weights(run),
+            *_ahead(run),
             _sampling_logprobs(run),
         )
         if problem
@@ -107,23 +108,49 @@ def _rewards(run: Run) -> str | None:
     return None
 
 
-def _replay(run: Run) -> str | None:
-    """Replayed completions come from older weights, and only a ratio to these can correct it."""
-    if run.replay is None:
-        return None
-    asked = "train.dynamic_sampling.replay_groups is set"
+def _older_weights(run: Run) -> list[str]:
+    """Completions of older weights, which only a ratio to these can correct."""
+    asked, instead = "train.dynamic_sampling.replay_groups is set", "set it to 0"
+    if run.settings.schedule == "ahead":
+        asked, instead = "train.schedule is ahead", "set it to synchronous"
+    elif run.replay is None:
+        return []
     if "old_logprobs" not in run.needs:
-        return (
+        return [
             f"{asked}, but {run.label('loss')} takes no ratio to the policy that sampled (it does "
             "not need old_logprobs), so that completions of older weights would be taken for new "
-            "ones; set it to 0, or take a loss with a ratio"
-        )
+            f"ones; {instead}, or take a loss with a ratio"
+        ]
     if not comparable(run):
-        return (
-            f"{asked}, but {_processed(run)}, and the ratio of replayed tokens would be wrong; set "
-            "it to 0, or turn these off"
+        return [
+            f"{asked}, but {_processed(run)}, and the ratio of tokens of older weights would be "
+            f"wrong; {instead}, or turn these off"
+        ]
+    return []
+
+
+def _ahead(run: Run) -> list[str]:
+    if run.settings.schedule != "ahead":
+        return []
+    found = []
+    if not getattr(run.generator, "samples_apart", False):
+        found.append(
+            f"train.schedule is ahead, but {run.label('generator')} has no weights of its own "
+            "(samples_apart): those that it samples with would change under it. Take vllm-server, "
+            "give hf a device of its own (generator.device), or set train.schedule to synchronous"
         )
-    return None
+    in_flight = bool(getattr(run.generator, "syncs_in_flight", False))
+    if run.settings.ahead_in_flight and not in_flight:
+        found.append(
+            f"train.ahead_in_flight is set, but {run.label('generator')} cannot take new weights "
+            "while it samples (syncs_in_flight); set it to false"
+        )
+    if run.settings.dynamic_sampling is not None:
+        found.append(
+            "train.schedule is ahead and train.dynamic_sampling is set: further rounds would have "
+            "to wait for the sampling of the next step; use one of them"
+        )
+    return found
 
 
 def _sampling_logprobs(run: Run) -> str | None:

@@ -164,10 +164,15 @@ def observe_tokens(
         if not all(current_B):
             current_N = tokens.spread(torch.tensor(current_B, device=logprobs_N.device))
             logprobs_N, sampling_N = logprobs_N[current_N], sampling_N[current_N]
-        difference_N = (logprobs_N - sampling_N).abs()
-        metrics.mean("ratio/sampler_mismatch", difference_N)
-        if len(difference_N):
-            metrics.maximum("ratio/sampler_mismatch_max", float(difference_N.max()))
-        metrics.mean("ratio/sampler_mismatch_kl", kl_k3(sampling_N, logprobs_N))
+        observe_mismatch(metrics, logprobs_N, sampling_N)
     for name, values in out.metrics.items():
         metrics.mean(name, values)
+
+
+def observe_mismatch(metrics: StepMetrics, logprobs_N: Tensor, sampling_N: Tensor) -> None:
+    """How far trainer and sampler are apart on the same tokens under the same weights."""
+    difference_N = (logprobs_N - sampling_N).abs()
+    metrics.mean("ratio/sampler_mismatch", difference_N)
+    if len(difference_N):
+        metrics.maximum("ratio/sampler_mismatch_max", float(difference_N.max()))
+    metrics.mean("ratio/sampler_mismatch_kl", kl_k3(sampling_N, logprobs_N))

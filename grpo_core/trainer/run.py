@@ -19,6 +19,7 @@ from grpo_core.rewards import Reward
 from grpo_core.scoring import Scorer
 from grpo_core.settings import SamplingParams
 from grpo_core.trainer.advantages import compute_advantages
+from grpo_core.trainer.ahead import Ahead
 from grpo_core.trainer.attestation import attest, require_version
 from grpo_core.trainer.dynamic_sampling import chosen, joined, resample, trained_rows
 from grpo_core.trainer.entropy_ranks import rank_entropies
@@ -28,7 +29,7 @@ from grpo_core.trainer.progress import progress
 from grpo_core.trainer.prompts import PromptStream
 from grpo_core.trainer.replay import ReplayBuffer
 from grpo_core.trainer.result import RunResult
-from grpo_core.trainer.sampling import sample
+from grpo_core.trainer.sampling import places, sample
 from grpo_core.trainer.session import Session
 from grpo_core.trainer.sources import observe_sources
 from grpo_core.types import Need, Rollout, RolloutsScored, ScoredRollouts, WeightsSynced
@@ -143,6 +144,7 @@ class Run:
         self.prompts = PromptStream(
             task.train_prompts(), per_step=settings.prompts_per_step, seed=settings.seed
         )
+        self.ahead = Ahead(self)
         self._session = Session(self, checkpoints)
 
     # -- the verbs of the loop, in its order ----------------------------------------------------
@@ -170,6 +172,7 @@ class Run:
         Raises:
             SyncError: the generator reports another version than it was given.
         """
+        self.ahead.rest()
         with self.metrics.timed("sync"), self.attributed("generator", self.generator, "sync"):
             held = self.generator.sync(self.policy.weight_update())
         if held != self.policy.version:
@@ -184,9 +187,7 @@ class Run:
 
     def rollouts(self, step: int) -> list[Rollout]:
         """Whole groups for this rank's share of the step's prompts, in order."""
-        share = self.settings.prompts_per_step // self.policy.ranks
-        first = self.policy.rank * share
-        return self.sample_round(step, 0, range(first, first + share))
+        return self.sample_round(step, 0, places(self))
 
     def sample_round(self, step: int, number: int, places: Sequence[int]) -> list[Rollout]:
         """One group at each of some places among the step's prompts; round 0 is the step's own,

@@ -37,7 +37,29 @@ def sample(
     """
     if not prompts:
         return []
-    request = RolloutRequest(
+    request = request_of(
+        run, prompts, keys=keys, step=step, sampling=sampling, group_size=group_size
+    )
+    return collect(run, request, ready)
+
+
+def places(run: Run) -> range:
+    """Those of this rank among a step's prompts."""
+    share = run.settings.prompts_per_step // run.policy.ranks
+    return range(run.policy.rank * share, (run.policy.rank + 1) * share)
+
+
+def request_of(
+    run: Run,
+    prompts: Sequence[Prompt],
+    *,
+    keys: Sequence[int],
+    step: int,
+    sampling: SamplingParams,
+    group_size: int,
+) -> RolloutRequest:
+    """What the environment is asked for; arguments and errors as in ``sample``."""
+    return RolloutRequest(
         prompts_P=tuple(prompts),
         generate=GenerateRequest(
             step=step,
@@ -53,6 +75,12 @@ def sample(
         encoder=run.policy.encoder,
         context_length=run.policy.context_length,
     )
+
+
+def collect(
+    run: Run, request: RolloutRequest, ready: Callable[[Sequence[Rollout]], None]
+) -> list[Rollout]:
+    """The environment's answer, in order; ``ready`` and errors as in ``sample``."""
     with (
         run.policy.autocast(),
         run.attributed("environment", run.environment, "rollouts"),
@@ -62,10 +90,11 @@ def sample(
             groups.append(group)
             ready(group)
     rollouts = sorted((r for group in groups for r in group), key=lambda r: (r.group, r.sample))
-    expected = [(key, member) for key in keys for member in range(group_size)]
+    keys, size = request.generate.prompt_keys_P, request.generate.group_size
+    expected = [(key, member) for key in keys for member in range(size)]
     if [(r.group, r.sample) for r in rollouts] != expected:
         raise PluginError(
-            f"{run.label('environment')} returned {len(rollouts)} rollouts for {len(prompts)} "
-            f"prompts x {group_size}; every (group, sample) is due exactly once"
+            f"{run.label('environment')} returned {len(rollouts)} rollouts for {len(keys)} "
+            f"prompts x {size}; every (group, sample) is due exactly once"
         )
     return rollouts

@@ -58,6 +58,8 @@ class Session:
         run = self._run
         error: BaseException | None = None
         with ExitStack() as stack:
+            # Called last: a generator that is closed ends what it does in other threads.
+            stack.callback(run.ahead.end)
             stack.callback(run.generator.close)
             stack.callback(run.scorer.close)
             self._start(stack, resume, accept_changes=accept_changes)

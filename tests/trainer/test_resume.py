@@ -13,7 +13,7 @@ import torch
 from grpo_core import CheckpointSettings, EvaluationSettings, Run, hookimpl, train
 from grpo_core.builtin.jsonl import JsonlMetrics, read_metrics
 from grpo_core.errors import PluginError
-from grpo_generator_hf import HFGenerator
+from grpo_generator_hf import HFConfig, HFGenerator
 from grpo_losses import AdaptiveEntropy, Dapo, DapoConfig
 from grpo_references import EmaConfig, EmaReference
 from grpo_savers import RolloutsSaver
@@ -81,6 +81,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "replay": {"train": {"dynamic_sampling": {"max_rounds": 2, "replay_groups": 8}}},
     "stateful reward, evaluation": {
         "rewards": lambda: [Stateful()],
+        "evaluation": EvaluationSettings(every=2),
+    },
+    "ahead": {
+        "generator": lambda: HFGenerator(HFConfig(device="cpu")),
+        "train": {"schedule": "ahead", "passes_per_step": 2},
         "evaluation": EvaluationSettings(every=2),
     },
 }

@@ -24,7 +24,7 @@ from grpo_core import (
 from grpo_core import train as run_training
 from grpo_core.demo.arithmetic import Arithmetic
 from grpo_core.types import RolloutsScored
-from grpo_generator_hf import HFGenerator
+from grpo_generator_hf import HFConfig, HFGenerator
 from grpo_losses import AdaptiveEntropy, Dapo, DapoConfig, GroupAdvantage, Grpo, GrpoConfig
 
 LOSSES = {
@@ -39,6 +39,8 @@ LOSSES = {
         )
     ),
     "router": Dapo(DapoConfig(router_aux_coef=0.1)),
+    # Each rank samples its next share in a thread, beside the other's collectives.
+    "ahead": Dapo(),
 }
 EXPERTS_APART = {"experts_implementation": "eager"}
 """Grouped products have no float64."""
@@ -76,7 +78,7 @@ def main(
             OptimizerSettings(learning_rate=1e-3),
         ),
         task=Arithmetic(),
-        generator=HFGenerator(),
+        generator=HFGenerator(HFConfig(device="cpu" if loss == "ahead" else None)),
         advantage=GroupAdvantage(),
         loss=LOSSES[loss],
         rewards=[silent_if_even if dynamic else length],
@@ -86,6 +88,7 @@ def main(
             group_size=3,
             passes_per_step=2,
             dynamic_sampling=dynamic,
+            schedule="ahead" if loss == "ahead" else "synchronous",
             # Several microbatches of other sizes on each rank: their shares must add up.
             tokens_per_microbatch=60 if loss == "router" else 16384,
         ),

@@ -166,7 +166,7 @@ class Checkpoints:
             return
         run.policy.state_dict()
         try:
-            pack(own_state(run, StepStart.of(run))["components"], {}, "state")
+            pack(own_state(run, StepStart.of(run), 0)["components"], {}, "state")
         except TypeError as error:
             raise ConfigError(f"the state of a component cannot be written: {error}") from error
 
@@ -181,7 +181,10 @@ class Checkpoints:
             CheckpointError: it has failed several times in a row.
         """
         self._start = None
-        return self._is_due() and self._write(StepStart.of(self._run), final=False)
+        if not self._is_due():
+            return False
+        self._run.ahead.rest()
+        return self._write(StepStart.of(self._run), final=False)
 
     def run_ends(self, error: BaseException | None) -> None:
         """Write the last one, if what is there now is the state between two steps.
@@ -200,6 +203,8 @@ class Checkpoints:
                 moved = run.policy.optimizer_steps != start.optimizer_steps
                 if moved or has_own_state(run):
                     return
+        else:
+            run.ahead.rest()
         self._write(start or StepStart.of(run), final=True)
 
     def _is_due(self) -> bool:
@@ -226,7 +231,7 @@ class Checkpoints:
 
     def _write(self, start: StepStart, *, final: bool) -> bool:
         run = self._run
-        ranks = run.policy.gather([own_state(run, start)])
+        ranks = run.policy.gather([own_state(run, start, self._session.steps_done)])
         # What came of it is told to all: they must agree on whether to try again.
         problem = run.policy.gather([self._store(ranks) if run.policy.is_main else ""])[0]
         self._written_at = monotonic()

@@ -39,13 +39,18 @@ def common_state(run: Run) -> dict[str, Any]:
     return {"policy": run.policy.state_dict(), "reference": _state_of(reference)}
 
 
-def own_state(run: Run, start: StepStart) -> dict[str, Any]:
+def own_state(run: Run, start: StepStart, steps_done: int) -> dict[str, Any]:
     """What each rank has of its own."""
     components = {}
     for name, label, component in stateful(run):
         with attributed(label, "state_dict"):
             components[name] = component.state_dict()
-    return {"replay": list(start.replay), "rng": dict(start.rng), "components": components}
+    return {
+        "replay": list(start.replay),
+        "ahead": run.ahead.state(steps_done),
+        "rng": dict(start.rng),
+        "components": components,
+    }
 
 
 def load_common(run: Run, state: Mapping[str, Any]) -> None:
@@ -61,6 +66,8 @@ def load_own(run: Run, state: Mapping[str, Any]) -> None:
     if run.replay is not None:
         run.replay.groups.clear()
         run.replay.add(state["replay"])
+    if run.settings.schedule == "ahead":
+        run.ahead.load_state(state["ahead"])
     for name, label, component in stateful(run):
         if name in state["components"]:
             with attributed(label, "load_state_dict"):
@@ -140,7 +147,7 @@ def find_prompts(run: Run, wanted: set[str]) -> dict[str, Prompt]:
     missing = sorted(wanted - set(found))
     if missing:
         raise CheckpointError(
-            f"the checkpoint's replay buffer holds completions of prompt {missing[0]!r} (and of "
+            f"the checkpoint holds completions of prompt {missing[0]!r} (and of "
             f"{len(missing) - 1} others), which the task does not have; resume with the same data"
         )
     return found

@@ -20,6 +20,11 @@ class HFConfig(Settings):
         "have left enough room for all their max_tokens. A position of an 8 B model in bf16 is "
         "0.14 MB.",
     )
+    device: str | None = Field(
+        None,
+        description="Sample with a copy of the weights on this device (cuda:1, cpu), so that "
+        "train.schedule can be ahead; null samples with the policy's own weights.",
+    )
     fused: bool = Field(
         True,
         description="Decode with a second copy of the weights, fused and laid out for few rows, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -12,6 +13,7 @@ from grpo_core.policy import base_of, context_length
 from grpo_core.types import GeneratedGroup, SampledTurn
 from grpo_generator_hf.capability import can_share, fusion_obstacle, slots_obstacle
 from grpo_generator_hf.config import HFConfig
+from grpo_generator_hf.copy import Copy
 from grpo_generator_hf.decoder import Decoder
 from grpo_generator_hf.draws import Draws
 from grpo_generator_hf.fallback import ByGenerate
@@ -51,14 +53,26 @@ class HFGenerator:
     """
 
     exact_logprobs = True
+    samples_apart = False
 
     def __init__(self, config: HFConfig | None = None, context: BuildContext | None = None) -> None:
         self._config = config or HFConfig()
+        self._copy: Copy | None = None
+        if self._config.device is not None:
+            self._copy, self.samples_apart = Copy(self._config.device), True
+            # Another device rounds in its own way.
+            self.exact_logprobs = False
         self._held: WeightUpdate | None = None
         self._over_slots = self._fused = False
 
     def sync(self, update: WeightUpdate) -> int:
-        """Keep the policy's model; its weights then change in place."""
+        """Keep the policy's model, whose weights then change in place, or copy them.
+
+        Raises:
+            SyncError: a copy of the model has other weights than the policy.
+        """
+        if self._copy is not None:
+            update = replace(update, model=self._copy.of(update))
         if self._held is None or self._held.model is not update.model:
             self._try_out(update.model)
         self._held = update
