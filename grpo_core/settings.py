@@ -233,9 +233,11 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _ahead_means_something(self) -> TrainSettings:
-        given = [n for n in ("ahead_steps", "ahead_in_flight") if n in self.model_fields_set]
-        if self.schedule != "ahead" and given:
-            raise ValueError(f"{given[0]} has no effect without schedule: ahead; set that as well")
+        if self.schedule != "ahead" and (self.ahead_steps > 1 or self.ahead_in_flight):
+            raise ValueError(
+                "ahead_steps and ahead_in_flight have no effect without schedule: ahead; set that "
+                "as well, or leave them out"
+            )
         if self.ahead_steps > 1 and not self.ahead_in_flight:
             raise ValueError(
                 f"ahead_steps is {self.ahead_steps}: weights only change when sampling rests, so "

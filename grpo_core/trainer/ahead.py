@@ -67,66 +67,11 @@ class Ahead:
             with self._run.metrics.timed("sample"):
                 wait(under_way)
 
-    def begin(self, step: int) -> None:
-        """Start to sample this step, if that has not been done, and those ahead of it."""
-        settings = self._run.settings
-        last = min(step + settings.ahead_steps, settings.steps - 1)
-        wanted = [n for n in range(step, last + 1) if n not in self._batches]
-        if not wanted:
-            return
-        # Prompts are drawn and encoded here: neither is safe in two threads at once.
-        asked = [(n, self._request(n)) for n in wanted]
-        requests = [(self._batch(n), request) for n, request in asked]
-        if settings.ahead_in_flight:
-            for batch, request in requests:
-                self._start([(batch, request)])
-        else:
-            # One after the other, so that the step that is waited for comes first.
-            self._start(requests)
-
-    def take(self, step: int) -> list[Rollout]:
-        """The rollouts of a step, waited for.
-
-        Raises:
-            Exception: what went wrong where they were sampled.
-            SyncError: they come from weights that the generator cannot have had.
-        """
-        run = self._run
-        batch = self._batches.pop(step)
-        with run.metrics.timed("sample"):
-            rollouts = batch.rollouts.result()
-        self._taken = batch
-        require_version(run, rollouts, since=batch.since)
-        observe_sampled(run.metrics, rollouts)
-        run.metrics.maximum("time/sample/ahead", batch.seconds)
-        behind = [
-            float(run.policy.version - span.policy_version)
-            for rollout in rollouts
-            for span in rollout.spans
-            if span.policy_version is not None
-            for _ in span.token_ids
-        ]
-        run.metrics.mean("sampling/staleness/mean", behind)
-        run.metrics.maximum("sampling/staleness/max", max(behind, default=0.0))
-        return rollouts
-
-    def compare(self, step: int) -> None:
-        """Sample a few tokens with the weights of now, and compare what sampler and trainer think
-        of them: those that are trained on come from older weights, and could not tell.
-
-        Raises:
-            SyncError: their KL is above ``train.max_sampler_mismatch``.
-        """
-        run = self._run
-        if run.settings.max_sampler_mismatch is None or not comparable(run):
-            return
-        request = self._request(step, prompts=1, group_size=1, max_tokens=CANARY_TOKENS)
-        with run.policy.autocast(), run.attributed("generator", run.generator, "generate"):
-            rollouts = [r for group in SingleTurn().rollouts(request, run.generator) for r in group]
-        require_version(run, rollouts)
-        for rollout, logprobs in zip(rollouts, run.policy.logprobs(rollouts), strict=True):
-            observe_mismatch(run.metrics, logprobs, run.policy.tensor(rollout.sampling_logprobs))
-        attest(run)
+    def rollouts(self, step: int) -> list[Rollout]:
+        """Those of a step, while those ahead of it are sampled; the weights have been synced."""
+        self._compare(step)
+        self._begin(step)
+        return self._take(step)
 
     def state(self, steps_done: int) -> list[dict[str, Any]]:
         """What has been sampled for steps that are not done; the rest is sampled when the run
@@ -167,6 +112,67 @@ class Ahead:
                     "%s still samples %.0f s after it was closed; it is left behind",
                     *(self._run.label("generator"), PATIENCE),
                 )
+
+    def _begin(self, step: int) -> None:
+        """Start to sample this step, if that has not been done, and those ahead of it."""
+        settings = self._run.settings
+        last = min(step + settings.ahead_steps, settings.steps - 1)
+        wanted = [n for n in range(step, last + 1) if n not in self._batches]
+        if not wanted:
+            return
+        # Prompts are drawn and encoded here: neither is safe in two threads at once.
+        asked = [(n, self._request(n)) for n in wanted]
+        requests = [(self._batch(n), request) for n, request in asked]
+        if settings.ahead_in_flight:
+            for batch, request in requests:
+                self._start([(batch, request)])
+        else:
+            # One after the other, so that the step that is waited for comes first.
+            self._start(requests)
+
+    def _take(self, step: int) -> list[Rollout]:
+        """The rollouts of a step, waited for.
+
+        Raises:
+            Exception: what went wrong where they were sampled.
+            SyncError: they come from weights that the generator cannot have had.
+        """
+        run = self._run
+        batch = self._batches.pop(step)
+        with run.metrics.timed("sample"):
+            rollouts = batch.rollouts.result()
+        self._taken = batch
+        require_version(run, rollouts, since=batch.since)
+        observe_sampled(run.metrics, rollouts)
+        run.metrics.maximum("time/sample/ahead", batch.seconds)
+        behind = [
+            float(run.policy.version - span.policy_version)
+            for rollout in rollouts
+            for span in rollout.spans
+            if span.policy_version is not None
+            for _ in span.token_ids
+        ]
+        run.metrics.mean("sampling/staleness/mean", behind)
+        run.metrics.maximum("sampling/staleness/max", max(behind, default=0.0))
+        return rollouts
+
+    def _compare(self, step: int) -> None:
+        """Sample a few tokens with the weights of now, and compare what sampler and trainer think
+        of them: those that are trained on come from older weights, and could not tell.
+
+        Raises:
+            SyncError: their KL is above ``train.max_sampler_mismatch``.
+        """
+        run = self._run
+        if run.settings.max_sampler_mismatch is None or not comparable(run):
+            return
+        request = self._request(step, prompts=1, group_size=1, max_tokens=CANARY_TOKENS)
+        with run.policy.autocast(), run.attributed("generator", run.generator, "generate"):
+            rollouts = [r for group in SingleTurn().rollouts(request, run.generator) for r in group]
+        require_version(run, rollouts)
+        for rollout, logprobs in zip(rollouts, run.policy.logprobs(rollouts), strict=True):
+            observe_mismatch(run.metrics, logprobs, run.policy.tensor(rollout.sampling_logprobs))
+        attest(run)
 
     def _request(self, step: int, *, prompts: int | None = None, **sizes: int) -> RolloutRequest:
         run = self._run

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from grpo_core.batching import RolloutBatch
     from grpo_core.trainer.result import RunResult
     from grpo_core.trainer.run import Run
 
@@ -18,8 +17,6 @@ def train(run: Run, *, resume: str | None = None, accept_changes: bool = False) 
             name (``"step-000040"``); without any checkpoint the run starts at its beginning.
         accept_changes: also where settings, data or plugins are not those of the checkpoint.
     """
-    if run.settings.schedule == "ahead":
-        return _train_ahead(run, resume, accept_changes=accept_changes)
     with run.session(resume, accept_changes=accept_changes):
         for step in run.steps():
             run.sync_weights(step)
@@ -27,30 +24,12 @@ def train(run: Run, *, resume: str | None = None, accept_changes: bool = False) 
             scored = run.score(step, rollouts)
             rollouts, scored = run.resample(step, rollouts, scored)
             batch = run.advantages(step, rollouts, scored)
-            _update(run, batch)
-            run.finish_step(step)
-    return run.result()
-
-
-def _update(run: Run, batch: RolloutBatch) -> None:
-    for minibatch in batch.minibatches():
-        for micro in run.policy.microbatches(minibatch):
-            tokens = run.policy.token_logprobs(micro)
-            out = run.loss(tokens)
-            run.policy.backward(micro.weighted(out))
-            run.observe(micro, tokens, out)
-        run.optimizer_step(minibatch)
-
-
-def _train_ahead(run: Run, resume: str | None, *, accept_changes: bool) -> RunResult:
-    """The same, with rollouts of later steps being sampled during ``_update``."""
-    with run.session(resume, accept_changes=accept_changes):
-        for step in run.steps():
-            run.sync_weights(step)
-            run.ahead.compare(step)
-            run.ahead.begin(step)
-            rollouts = run.ahead.take(step)
-            scored = run.score(step, rollouts)
-            _update(run, run.advantages(step, rollouts, scored))
+            for minibatch in batch.minibatches():
+                for micro in run.policy.microbatches(minibatch):
+                    tokens = run.policy.token_logprobs(micro)
+                    out = run.loss(tokens)
+                    run.policy.backward(micro.weighted(out))
+                    run.observe(micro, tokens, out)
+                run.optimizer_step(minibatch)
             run.finish_step(step)
     return run.result()

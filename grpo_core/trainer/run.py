@@ -136,11 +136,9 @@ class Run:
             for c in (*observers, *self.savers)
         )
         self.metrics = StepMetrics()
-        self._step_started = perf_counter()
         dynamic = settings.dynamic_sampling
-        self.replay = (
-            ReplayBuffer(dynamic.replay_groups) if dynamic and dynamic.replay_groups else None
-        )
+        replayed = dynamic.replay_groups if dynamic else 0
+        self.replay = ReplayBuffer(replayed) if replayed else None
         self.prompts = PromptStream(
             task.train_prompts(), per_step=settings.prompts_per_step, seed=settings.seed
         )
@@ -187,6 +185,8 @@ class Run:
 
     def rollouts(self, step: int) -> list[Rollout]:
         """Whole groups for this rank's share of the step's prompts, in order."""
+        if self.settings.schedule == "ahead":
+            return self.ahead.rollouts(step)
         return self.sample_round(step, 0, places(self))
 
     def sample_round(self, step: int, number: int, places: Sequence[int]) -> list[Rollout]:

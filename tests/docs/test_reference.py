@@ -132,17 +132,17 @@ def names_of_a_run(model: Path, folder: Path, loss: Grpo) -> set[str]:
 
 
 def names_of_a_run_with_tools(folder: Path) -> set[str]:
-    """Those that an environment adds; calls are made, but nothing is learned."""
+    """Those that an environment and sampling ahead add; calls are made, but nothing is learned."""
     call = '<tool_call>{"name": "double", "arguments": {"a": 2}}</tool_call>'
     run = Run(
         policy=Policy(ModelSettings(path=str(checkpoint("habit"))), OptimizerSettings()),
         task=Arithmetic(),
-        generator=ScriptedGenerator(ScriptedConfig(completions=((call, "4"),))),
+        generator=Apart(ScriptedConfig(completions=((call, "4"),))),
         environment=Tools(ToolsConfig(chat_template="chatml"), tools=[double]),
         rewards=[Reward(provider=LengthOf(), label="length-of")],
         advantage=GroupAdvantage(),
         loss=Grpo(),
-        settings=TrainSettings(steps=1, prompts_per_step=1, group_size=2),
+        settings=TrainSettings(steps=1, prompts_per_step=1, group_size=2, schedule="ahead"),
         sampling=SamplingParams(max_tokens=128),
         evaluation=EvaluationSettings(prompts=1, sampling={"greedy": {"temperature": 0}}),
         output=folder,
@@ -158,6 +158,12 @@ def double(a: int) -> int:
         a: What.
     """
     return 2 * a
+
+
+class Apart(ScriptedGenerator):
+    """In a run of one step nothing is updated while it samples."""
+
+    samples_apart = True
 
 
 class Truncating(ScriptedGenerator):

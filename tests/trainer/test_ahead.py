@@ -344,7 +344,7 @@ def test_what_cannot_work_ahead_is_refused(
 
 
 def test_settings_that_would_do_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="no effect without schedule: ahead"):
+    with pytest.raises(ValueError, match="have no effect without schedule: ahead"):
         TrainSettings(steps=1, ahead_steps=2)
     with pytest.raises(ValueError, match="further behind and no faster"):
         TrainSettings(steps=1, schedule="ahead", ahead_steps=2)
