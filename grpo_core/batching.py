@@ -41,6 +41,8 @@ class RolloutBatch:
     """Of the value head before the update, ``(action_count,)`` per rollout, and what it shall
     learn; ``None`` without one."""
     value_targets: Sequence[Tensor] | None = None
+    sampler_differs: bool = False
+    """As ``ActionTokens.sampler_differs``."""
     old_logprobs: list[Tensor | None] = field(default_factory=list)
     """Log-probs under the policy as it was before the first optimizer step; ``None`` while they
     are not known yet. Those of the first minibatch are known for free, from its own forward."""

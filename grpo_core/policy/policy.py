@@ -208,18 +208,17 @@ class Policy:
             old_N = logprobs_N.detach()
             self._remember(micro, old_N)
         dtype = logprobs_N.dtype
-        ref_N = micro.ref_logprobs_N
-        rank_N = micro.entropy_rank_N
         return ActionTokens(
             logprobs_N=logprobs_N,
             old_logprobs_N=old_N.to(dtype) if "old_logprobs" in self._needs else None,
             sampling_logprobs_N=micro.sampling_logprobs_N.to(dtype),
-            ref_logprobs_N=None if ref_N is None else ref_N.to(dtype),
+            ref_logprobs_N=_like(logprobs_N, micro.ref_logprobs_N),
             entropy_N=entropy_N if "entropy" in self._needs else entropy_N.detach(),
             advantages_N=micro.advantages_N.to(dtype),
             rollout_index_N=index_N,
             rollouts=len(micro.inputs.rows),
-            entropy_rank_N=None if rank_N is None else rank_N.to(dtype),
+            sampler_differs=micro.minibatch.batch.sampler_differs,
+            entropy_rank_N=_like(logprobs_N, micro.entropy_rank_N),
             router_balance_N=self._experts.balance(rest, micro) if self._experts else None,
             values_N=values_N,
             old_values_N=_like(values_N, micro.old_values_N),

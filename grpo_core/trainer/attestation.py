@@ -35,6 +35,13 @@ def comparable(run: Run) -> bool:
     return run.sampling.draws_from_policy or not processed
 
 
+def exact(run: Run) -> bool:
+    """Whether the generator's log-probs are the trainer's own to rounding."""
+    # In 16 bits decoding and training round differently by more than ratios can bear.
+    same = bool(getattr(run.generator, "exact_logprobs", False)) and not run.policy.mixed
+    return same and comparable(run)
+
+
 def attest(run: Run) -> None:
     """Compare what sampler and trainer think of the same tokens, from the first minibatch's own
     forward pass.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from grpo_core.errors import PluginError
-from grpo_core.trainer.attestation import comparable
+from grpo_core.trainer.attestation import exact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,10 +80,8 @@ def _logprobs(
     run: Run, rollouts: Sequence[Rollout], compute: Callable[[Sequence[Rollout]], list[Tensor]]
 ) -> list[Tensor]:
     """Log-probs under the policy's present weights: the sampler's where these are exact."""
-    exact = bool(getattr(run.generator, "exact_logprobs", False))
-    # In 16 bits decoding and training round differently by more than ratios can bear.
-    exact = exact and comparable(run) and not run.policy.mixed
-    unknown = [i for i, r in enumerate(rollouts) if not (exact and run.is_current(r))]
+    known = exact(run)
+    unknown = [i for i, r in enumerate(rollouts) if not (known and run.is_current(r))]
     computed = compute([rollouts[i] for i in unknown]) if unknown else []
     found = dict(zip(unknown, computed, strict=True))
     return [

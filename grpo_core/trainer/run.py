@@ -20,7 +20,7 @@ from grpo_core.scoring import Scorer
 from grpo_core.settings import SamplingParams
 from grpo_core.trainer.advantages import compute_advantages
 from grpo_core.trainer.ahead import Ahead
-from grpo_core.trainer.attestation import attest, require_version
+from grpo_core.trainer.attestation import attest, comparable, exact, require_version
 from grpo_core.trainer.dynamic_sampling import chosen, joined, resample, trained_rows
 from grpo_core.trainer.entropy_ranks import rank_entropies
 from grpo_core.trainer.logprobs import find_old_logprobs, old_values, reference_logprobs
@@ -31,12 +31,11 @@ from grpo_core.trainer.replay import ReplayBuffer
 from grpo_core.trainer.result import RunResult
 from grpo_core.trainer.sampling import places, sample
 from grpo_core.trainer.session import Session
+from grpo_core.trainer.skips import contributing, masked_rows
 from grpo_core.trainer.sources import observe_sources
 from grpo_core.types import Need, Rollout, RolloutsScored, ScoredRollouts, WeightsSynced
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from grpo_core.policy import MicroBatch, Policy
     from grpo_core.protocols import (
         Advantage,
@@ -242,7 +241,7 @@ class Run:
             passes=self.settings.passes_per_step,
             seed=(self.settings.seed, step, self.policy.rank),
         )
-        masked = [self._masked(r) for r in rollouts]
+        masked = masked_rows(self, rollouts)
         weights = plan_weights(
             plan,
             [r.action_count for r in rollouts],
@@ -260,7 +259,8 @@ class Run:
             value_targets=found.value_targets,
             plan=plan,
             weights=weights,
-            contributes=self._contributes(rollouts, found.token_advantages),
+            contributes=contributing(self, masked, rollouts, found.token_advantages),
+            sampler_differs=comparable(self) and not exact(self),
         )
         if "entropy_rank" in self.needs:
             rank_entropies(self, batch, masked)
@@ -373,22 +373,6 @@ class Run:
                     advantages_B=[a for *_, advantages_B in everyone for a in advantages_B],
                 )
             )
-
-    def _masked(self, rollout: Rollout) -> bool:
-        """Whether the loss leaves it out because it was cut off."""
-        return rollout.truncated and bool(getattr(self._loss, "masks_truncated", False))
-
-    def _contributes(self, rollouts: Sequence[Rollout], advantages: Sequence[Tensor]) -> list[bool]:
-        """Which rollouts can move the weights."""
-        skips = bool(getattr(self._loss, "skips_zero_advantage", False))
-        contributes = [
-            not self._masked(r) and (not skips or bool(a.any()))
-            for r, a in zip(rollouts, advantages, strict=True)
-        ]
-        skipped = sum(r.action_count for r, c in zip(rollouts, contributes, strict=True) if not c)
-        total = sum(r.action_count for r in rollouts)
-        self.metrics.ratio("tokens/skipped_share", skipped, total)
-        return contributes
 
     def _settings_as_config(self) -> dict[str, Any]:
         return {

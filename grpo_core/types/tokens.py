@@ -102,6 +102,9 @@ class ActionTokens:
     """int64, non-decreasing, ``0 <= rollout_index_N[i] < rollouts``."""
     rollouts: int
     """Rollouts in this microbatch, those without action tokens included."""
+    sampler_differs: bool = False
+    """The generator's log-probs are the policy's own, but not to rounding (other kernels, another
+    precision), so that a correction by ``sampling_logprobs_N`` has something to correct."""
     entropy_rank_N: Tensor | None = None
     """Where the token stands among all action tokens of the step, on all ranks, by the entropy
     that the policy had there before the update: 0 the lowest, 1 the highest. Known before the

@@ -165,7 +165,7 @@ class Compares(Dapo):
         ({"loss": Compares()}, "Compares compares trainer and sampler"),
         (
             {"train": {"dynamic_sampling": {"replay_groups": 2}}},
-            "ratio of replayed tokens would be wrong",
+            "ratio of tokens of older weights would be wrong",
         ),
     ],
 )

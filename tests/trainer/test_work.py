@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Unskipped(Dapo):
 
 def go(make_run: MakeRun, output: Path, **changes: Any) -> tuple[Run, Any]:
     run = make_run(
-        generator=HFGenerator(),
+        generator=changes.pop("generator", None) or HFGenerator(),
         rewards=[half_without_signal],
         output=output,
         model={"dtype": "float64"},
@@ -119,6 +120,35 @@ def test_the_samplers_logprobs_are_not_computed_again(
         known.policy.model.parameters(), computed.policy.model.parameters(), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_sampler_that_differs_is_corrected_at_no_extra_pass(
+    make_run: MakeRun, tmp_path: Path, counted: list[int]
+) -> None:
+    """TRL pays a full forward for the same correction when strictly on-policy."""
+
+    class Rounded(HFGenerator):
+        """As if by other kernels: log-probs to two digits."""
+
+        exact_logprobs = False
+
+        def generate(self, request: Any) -> Any:
+            for group in super().generate(request):
+                completions = tuple(
+                    replace(c, logprobs=tuple(round(x, 2) for x in c.logprobs))
+                    for c in group.completions_G
+                )
+                yield replace(group, completions_G=completions)
+
+    _, exact = go(make_run, tmp_path / "a", loss=Unskipped())
+    passes = len(counted)
+    counted.clear()
+    _, corrected = go(make_run, tmp_path / "b", loss=Unskipped(), generator=Rounded())
+    assert len(counted) == passes
+    assert "ratio/sampler_weight" not in exact.history[0]
+    weight = corrected.history[0]["ratio/sampler_weight"]
+    assert weight != 1
+    assert weight == pytest.approx(1, abs=0.005)
 
 
 def test_a_task_is_not_asked_for_its_prompts_in_every_step(

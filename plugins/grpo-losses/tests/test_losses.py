@@ -4,6 +4,7 @@ papers in ``test_papers.py``, their promises to the core checked in ``test_confo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,21 @@ def test_clip_metrics_are_the_tokens_that_lost_their_gradient(
     assert low.sum() > 0
     assert high.sum() > 0
     assert not low.requires_grad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sampler_that_differs_is_corrected_unless_told_otherwise(
+    name: str, make_batch: MakeBatch
+) -> None:
+    config = getattr(grpo_losses, f"{name}Config")
+    kind = getattr(grpo_losses, name)
+    tokens = make_batch(5, rows=20).tokens()
+    differing = replace(tokens, sampler_differs=True)
+    given = kind(config(sampler_correction={"high": 2.0}))(differing).loss_N
+    without = kind(config(sampler_correction=None))(differing).loss_N
+    assert torch.equal(kind(config())(differing).loss_N, given)
+    assert torch.equal(kind(config())(tokens).loss_N, without)
+    assert not torch.equal(given, without)
 
 
 def test_clip_high_leaves_more_room_upwards(make_batch: MakeBatch) -> None:

@@ -55,7 +55,7 @@ def token_loss(r: Record, t: int, c: Any, objective: str, kept: bool) -> Tensor:
             policy = policy * 0
     if objective != "gmpo" and not kept:
         policy = policy * 0
-    if c.sampler_correction is not None and objective != "vespo":
+    if c.sampler_correction != "auto" and objective != "vespo":
         policy = policy * correction(r, t, c.sampler_correction)
     if c.kl_coef:
         gap = r.now[t] - r.ref[t]
@@ -128,7 +128,7 @@ def vespo(r: Record, t: int, c: Any) -> Tensor:
     w = 1.0
     for i in range(len(r.now)):
         w *= exp(float(r.now[i].detach() - r.old[i]))
-        if c.sampler_correction is not None:
+        if c.sampler_correction != "auto":
             w *= max(correction(r, i, c.sampler_correction), 1e-8)
     w = max(w, 1e-8)
     return -exp(decay + k * log(w) - decay * w) * a * r.now[t]

@@ -27,6 +27,7 @@ from grpo_losses.objectives import (
     WEIGHS_BY_SAMPLER_ITSELF,
     Material,
 )
+from grpo_losses.options import TRUNCATED
 from grpo_losses.ratios import ratio
 from grpo_losses.terms import kl, on_policy_enough, router_balance, sampler_weight
 
@@ -120,8 +121,11 @@ class PolicyLoss:
             if tokens.entropy_rank_N is None:
                 raise ValueError("there are no entropy ranks, which `needs` asks for")
             keep_N = tokens.entropy_rank_N >= 1 - c.top_entropy
-        if c.sampler_correction is not None:
-            weight_N = sampler_weight(tokens, c.sampler_correction, old_N)
+        correction = c.sampler_correction
+        if correction == "auto":
+            correction = TRUNCATED if tokens.sampler_differs else None
+        if correction is not None:
+            weight_N = sampler_weight(tokens, correction, old_N)
         return Material(
             tokens=tokens,
             log_ratio_N=log_ratio_N,

@@ -57,6 +57,10 @@ class SamplerCorrection(Settings):
         return self
 
 
+TRUNCATED = SamplerCorrection(high=2.0)
+"""What ``auto`` is where there is something to correct."""
+
+
 class AdaptiveEntropy(Settings):
     """A coefficient that follows the entropy (Skywork-OR1, arXiv 2505.22312): after each optimizer
     step it grows by ``delta`` if the entropy was at or below the target and shrinks otherwise; the
@@ -139,8 +143,11 @@ class LossConfig(Settings):
         description="Leave out rollouts of negative advantage whose tokens have become less likely "
         "by more than this since they were sampled, nats per token (arXiv 2512.02556).",
     )
-    sampler_correction: SamplerCorrection | None = Field(
-        default=None, description="Importance weights for a sampler that differs from the trainer."
+    sampler_correction: SamplerCorrection | Literal["auto"] | None = Field(
+        default="auto",
+        description="Importance weights for a sampler that differs from the trainer. auto: where "
+        "the generator's log-probs are the policy's, but not the trainer's to rounding, by token "
+        "and truncated at 2 (TIS with ms-swift's bound). null: none.",
     )
 
     @classmethod
@@ -175,7 +182,7 @@ class LossConfig(Settings):
             needs.add("router_balance")
         if self.off_policy_mask is not None:
             needs.add("sampling_logprobs")
-        if self.sampler_correction is not None:
+        if isinstance(self.sampler_correction, SamplerCorrection):
             needs |= {"old_logprobs", "sampling_logprobs"}
         return frozenset(needs)
 
@@ -297,9 +304,10 @@ class VespoConfig(LossConfig):
 
     @model_validator(mode="after")
     def _corrects_by_token(self) -> Self:
-        if self.sampler_correction is not None and self.sampler_correction.level != "token":
+        given = self.sampler_correction
+        if isinstance(given, SamplerCorrection) and given.level != "token":
             raise ValueError(
-                f"sampler_correction.level {self.sampler_correction.level!r} has no meaning with "
+                f"sampler_correction.level {given.level!r} has no meaning with "
                 "objective 'vespo', which multiplies the tokens' corrections into its weight of "
                 "the rollout; use 'token'"
             )
