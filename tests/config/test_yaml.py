@@ -109,7 +109,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(PLAIN, st.booleans())
 def test_what_is_dumped_reads_the_same(data: object, ascii_only: bool) -> None:
     text = dump({"x": data}, ascii_only=ascii_only)
@@ -117,7 +117,7 @@ def test_what_is_dumped_reads_the_same(data: object, ascii_only: bool) -> None:
     assert text.isascii() or not ascii_only
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(PLAIN)
 def test_what_is_dumped_reads_the_same_for_pyyaml(data: object) -> None:
     # People read config.yaml with what they have, which is YAML 1.1.

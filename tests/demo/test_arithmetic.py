@@ -31,7 +31,7 @@ def test_a_prompt_is_one_user_message_with_its_answer() -> None:
     assert prompt.columns["answer"] in set("0123456789")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds, seeds, st.integers(1, 3), st.integers(1, 250), st.integers(1, 30))
 def test_splits_of_different_seeds_and_sizes_are_disjoint(
     train_seed: int, eval_seed: int, operations: int, train_size: int, eval_size: int

@@ -83,7 +83,7 @@ def visible(plan: AttentionPlan, window: int | None) -> torch.Tensor:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plan=plans(), size=st.sampled_from([1, 2, 4, 128]), window=st.sampled_from([None, 1, 3, 50]))
 def test_the_blocks_and_the_mask_are_those_of_the_tree(
     plan: AttentionPlan, size: int, window: int | None

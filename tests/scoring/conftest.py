@@ -40,6 +40,21 @@ def group() -> Callable[..., list[Rollout]]:
     return make
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process beside this one, and not only what is left of it."""
+    if pid == os.getpid():
+        return False
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def alive() -> Callable[[int], bool]:
+    return is_alive
+
+
 @pytest.fixture
 def nasty(monkeypatch: pytest.MonkeyPatch, pids: Path) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
@@ -49,23 +64,20 @@ def nasty(monkeypatch: pytest.MonkeyPatch, pids: Path) -> ModuleType:
 
 
 @pytest.fixture
-def pids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def pids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, until: Any) -> Iterator[Path]:
     """A file with the id of every worker process; all of them must be gone in the end."""
     path = tmp_path / "pids"
     path.touch()
     monkeypatch.setenv("PIDS", str(path))
     yield path
-    left = [pid for pid in map(int, path.read_text().split()) if alive(pid)]
+    found = [int(pid) for pid in path.read_text().split()]
+    # What was killed takes a moment to be gone.
+    until(lambda: not any(map(is_alive, found)))
+    left = [pid for pid in found if is_alive(pid)]
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 9)
     assert not left, f"processes {left} outlived their scorer"
-
-
-def alive(pid: int) -> bool:
-    if pid == os.getpid() or not psutil.pid_exists(pid):
-        return False
-    return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.fixture

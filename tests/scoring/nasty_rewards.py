@@ -77,7 +77,7 @@ async def hangs_async(completions: list[str], **_: Any) -> list[float]:
 
 
 async def blocks_the_loop(completions: list[str], **_: Any) -> list[float]:
-    time.sleep(2.5)
+    time.sleep(600)
     return [1.0] * len(completions)
 
 

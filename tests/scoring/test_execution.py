@@ -17,7 +17,7 @@ import pytest
 
 from grpo_core.errors import RewardError
 from grpo_core.rewards import Reward
-from grpo_core.scoring import Scorer, lanes
+from grpo_core.scoring import Scorer, lanes, loops
 from grpo_core.settings import RewardExecution
 from grpo_core.types import Abstained, ScoreRequest, TrainerState, Value
 
@@ -52,14 +52,12 @@ def test_a_hanging_thread_is_left_behind_counted_and_told(
 
     def hangs(completions: list[str]) -> list[float]:
         if completions == ["hang"]:
-            release.wait(30)
+            release.wait()
         return [1.0]
 
-    scorer = make_scorer(hangs, on_error="drop", timeout=0.2, overlap=True)
-    started = time.monotonic()
+    scorer = make_scorer(hangs, on_error="drop", timeout=1, overlap=True)
     with caplog.at_level(logging.WARNING):
         scored = scorer.score(0, [*group("hang", number=0), *group("a", number=1)])
-    assert time.monotonic() - started < 3
     assert kinds(scored) == ["timeout", 1.0]
     assert scorer.work[0].abandoned == 1
     assert "reward 'hangs': 1 hung threads were left behind" in caplog.text
@@ -81,15 +79,16 @@ def test_a_hanging_thread_does_not_keep_the_interpreter(tmp_path: Path) -> None:
         "scorer.score(0, [rollout('a')])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
     )
     assert "reward 'hangs' gave no answer within 0.2 s" in done.stderr
     assert done.returncode == 1
 
 
 def test_async_calls_are_cancelled_at_the_timeout(
-    group: Any, make_scorer: Make, kinds: Any
+    group: Any, make_scorer: Make, kinds: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loops, "GRACE_SECONDS", 60)  # of a loop that only waits for a core
     cancelled = threading.Event()
 
     async def hangs(completions: list[str]) -> list[float]:
@@ -101,7 +100,7 @@ def test_async_calls_are_cancelled_at_the_timeout(
 
     scorer = make_scorer(hangs, on_error="drop", timeout=0.1)
     assert kinds(scorer.score(0, group("a"), part=True)) == ["timeout"]
-    assert cancelled.wait(5)
+    assert cancelled.wait(60)
     assert scorer.work[0].abandoned == 0
 
 
@@ -198,8 +197,8 @@ def test_pauses_double_and_leave_the_global_generator_alone(
     scorer = make_scorer(down, retries=2, on_error="drop")
     scorer.score(0, group("a"), part=True)
     assert random.getstate() == before
-    # 0.2 and 0.4, less up to a quarter.
-    assert 0.45 <= scorer.work[0].calls[0].seconds < 1.5
+    # 0.2 and 0.4, less up to a quarter; not 0.2 twice.
+    assert scorer.work[0].calls[0].seconds >= 0.45
 
 
 @pytest.mark.parametrize(("concurrency", "most"), [(None, 1), (1, 1), (3, 3)])
@@ -207,12 +206,16 @@ def test_no_more_threads_at_a_time_than_allowed(
     concurrency: int | None, most: int, group: Any, make_scorer: Make
 ) -> None:
     running, seen, lock = [0], [0], threading.Lock()
+    all_of_them = threading.Event()
 
     def reward(completions: list[str]) -> list[float]:
         with lock:
             running[0] += 1
             seen[0] = max(seen[0], running[0])
-        time.sleep(0.05)
+            if running[0] == most:
+                all_of_them.set()
+        assert all_of_them.wait(60)
+        time.sleep(0.02)  # for one too many
         with lock:
             running[0] -= 1
         return [0.0]
@@ -234,7 +237,7 @@ def test_a_group_is_scored_before_the_others_are_there(
     scorer = make_scorer(typed, trl)
     second, first = group("ccc", "d", number=1), group("a", "bb", number=0)
     scorer.submit(5, second)
-    assert typed.started.wait(5), "scoring waits for score()"
+    assert typed.started.wait(60), "scoring waits for score()"
     assert not batches, "a function in TRL's convention sees the whole step"
     scorer.submit(5, first)
     scored = scorer.score(5, [*first, *second])

@@ -126,21 +126,18 @@ def test_kinds_of_providers(function: Any, name: str, expected: Any) -> None:
 
 
 def test_async_providers_run_together() -> None:
-    running: list[int] = []
-    most: list[int] = []
+    together = asyncio.Barrier(3)
 
     def provider(label: int) -> Any:
         async def reward(completions: list[str]) -> list[float]:
-            running.append(label)
-            most.append(len(running))
-            await asyncio.sleep(0.05)
-            running.remove(label)
+            async with asyncio.timeout(60):
+                await together.wait()
             return [0.0] * len(completions)
 
         return Reward(provider=reward, label=str(label))
 
-    Scorer([provider(1), provider(2), provider(3)]).score(0, [rollout("a")])
-    assert max(most) == 3
+    scored = Scorer([provider(1), provider(2), provider(3)]).score(0, [rollout("a")])
+    assert scored.outcomes_F_B == ((Value(value=0.0),),) * 3
 
 
 def fails(completions: list[str]) -> list[float]:

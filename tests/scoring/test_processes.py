@@ -13,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import psutil
 import pytest
 
 from grpo_core.config import load_config
@@ -30,10 +29,6 @@ def pid_of(path: Path) -> int:
     return int(path.read_text().split()[-1])
 
 
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
 @pytest.mark.parametrize("order", ["sleep in C", "spin", "regex", "grandchild"])
 def test_what_hangs_is_killed_and_the_rest_is_scored(
     order: str,
@@ -42,20 +37,22 @@ def test_what_hangs_is_killed_and_the_rest_is_scored(
     group: Any,
     make_scorer: Callable[..., Scorer],
     kinds: Any,
+    alive: Callable[[int], bool],
+    until: Callable[[Callable[[], object]], bool],
 ) -> None:
-    scorer = make_scorer(nasty.obeys, **ISOLATED, timeout=1, overlap=True)
+    scorer = make_scorer(nasty.obeys, **ISOLATED, timeout=2, overlap=True)
     fine = group("fine", number=0)
     scorer.score(0, fine)
     started = time.monotonic()
     rows = [*group("fine", number=0), *group(order, "fine", number=1), *group("fine", number=2)]
     scored = scorer.score(1, rows)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 120, "hung for minutes"
     assert kinds(scored) == [1.0, "timeout", "timeout", 1.0]
-    assert "gave no answer within 1 s; its process was killed" in scored.outcomes_F_B[0][1].reason
+    assert "gave no answer within 2 s; its process was killed" in scored.outcomes_F_B[0][1].reason
     assert scored.dropped_B == (False, True, True, False)
     assert scorer.work[0].restarts == 1
     hung = [int(pid) for pid in pids.read_text().split()]
-    assert sum(map(alive, set(hung))) == 1, "only the worker that took its place"
+    assert until(lambda: sum(map(alive, set(hung))) == 1), "only the worker that took its place"
 
 
 @pytest.mark.parametrize("order", ["spin", "segfault"])
@@ -68,9 +65,8 @@ def test_one_that_hangs_or_crashes_costs_no_other_where_each_stands_alone(
     kinds: Any,
 ) -> None:
     scorer = make_scorer(nasty.EachAlone(), **ISOLATED, timeout=2)
-    started = time.monotonic()
     scored = scorer.score(0, group("fine", order, "also fine", number=0))
-    assert time.monotonic() - started < 2 * 2 + 4
+    assert scorer.work[0].restarts == 2, "once with the others, and once alone"
     assert kinds(scored) == [1.0, "timeout" if order == "spin" else "error", 1.0]
     assert [row.get("each-alone/length") for row in scored.logged_B] == [4, None, 9]
 
@@ -230,7 +226,7 @@ scorer.score(0, [rollout({order!r})])
 
 @pytest.mark.parametrize("order", ["fine", "regex"])
 def test_no_worker_outlives_a_trainer_that_is_killed(
-    order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: Any, until: Any
 ) -> None:
     """Idle, and in C code that holds the interpreter's lock."""
     pids = tmp_path / "pids"
@@ -238,17 +234,11 @@ def test_no_worker_outlives_a_trainer_that_is_killed(
     script = ORPHAN.format(folder=str(Path(__file__).parent), order=order)
     idle = "import time; time.sleep(600)" if order == "fine" else ""
     trainer = subprocess.Popen([sys.executable, "-c", script + idle])
-    deadline = time.monotonic() + 60
-    while not pids.exists() or not pids.read_text().endswith("\n"):
-        assert time.monotonic() < deadline
-        assert trainer.poll() is None
-        time.sleep(0.05)
-    time.sleep(0.3)
+    assert until(lambda: trainer.poll() or (pids.exists() and pids.read_text().endswith("\n")))
+    assert trainer.poll() is None
+    time.sleep(0.3)  # into the matching
     worker = pid_of(pids)
     assert alive(worker)
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
-    deadline = time.monotonic() + 5
-    while alive(worker):
-        assert time.monotonic() < deadline, "the worker is an orphan"
-        time.sleep(0.02)
+    assert until(lambda: not alive(worker)), "the worker is an orphan"

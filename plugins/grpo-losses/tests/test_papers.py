@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -207,7 +207,7 @@ def test_every_named_loss_with_every_term(
         agree(make_batch(seed), config(**terms))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(data=st.data(), seed=st.integers(0, 10**6))
 def test_any_composition(data: st.DataObject, seed: int, make_batch: MakeBatch) -> None:
     """Objective x ratio x aggregation x terms x numbers."""

@@ -31,13 +31,13 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(values)
 def test_a_value_survives_its_way_as_text(value: object) -> None:
     assert decode(json.loads(json.dumps(encode(value)))) == value
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(values, values)
 def test_equality_is_pythons(a: object, b: object) -> None:
     assert same_value(encode(a), encode(b)) == (a == b)
