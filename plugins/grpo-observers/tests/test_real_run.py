@@ -19,18 +19,27 @@ import grpo_core.demo
 pytest.importorskip("torch")
 
 KILL = """
-import os, signal, time
+import os, signal, sqlite3, time
 from grpo_core import hookimpl
 
 class Kill:
     def __init__(self, config=None, context=None):
         self.mark = context.run_dir.parent / "killed"
+        self.store = context.run_dir.parent / "trackio" / "real.db"
+
+    def written(self):
+        with sqlite3.connect(self.store, timeout=60) as store:
+            asked = "select count(*) from metrics where cast(metrics as text) like '%reward/mean%'"
+            return store.execute(asked).fetchone()[0]
 
     @hookimpl
     def grpo_step_end(self, event):
         if event.step == 2 and not self.mark.exists():
             self.mark.touch()
-            time.sleep(2)  # Trackio writes every half second
+            # Trackio writes every half second.
+            until = time.monotonic() + 120
+            while self.written() < 2 and time.monotonic() < until:
+                time.sleep(0.1)
             os.kill(os.getpid(), signal.SIGKILL)
 """
 STEPS = 4

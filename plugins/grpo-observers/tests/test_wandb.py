@@ -21,7 +21,7 @@ BLOCK = 32768
 
 def records(folder: Path) -> list[Any]:
     """All records of a run, once its last one is on the disk: W&B's own process writes it."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while True:
         found = list(parsed(folder))
         if found and found[-1].WhichOneof("record_type") in ("exit", "final", "footer"):

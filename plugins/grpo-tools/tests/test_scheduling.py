@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any
 
@@ -130,53 +132,55 @@ def test_generators_without_turns_serve_in_waves(rollouts: Any, sampler: Any, po
 
 def test_one_slow_tool_does_not_hold_the_others(make_request: Any, scripted: Any, kit: Any) -> None:
     """Its neighbour has said everything, through two calls, before the slow tool returns."""
-    finished: dict[str, float] = {}
+    neighbour_is_done = threading.Event()
 
-    def wait(seconds: float) -> str:
+    def wait(long: bool) -> str:
         """Wait.
 
         Args:
-            seconds: How long.
+            long: Until the other rollout is there.
         """
-        time.sleep(seconds)
-        finished[f"tool {seconds}"] = time.perf_counter()
-        return "waited"
+        return str(not long or neighbour_is_done.wait(60))
 
-    script = [(kit.call("wait", seconds=s), kit.call("wait", seconds=0), "end") for s in (0, 1)]
+    script = [(kit.call("wait", long=s), kit.call("wait", long=False), "end") for s in (False, True)]
     environment = Tools(ToolsConfig(chat_template=kit.template), tools=[wait])
     generator = scripted(*script)
     groups = environment.rollouts(make_request("a", "b", group_size=1, max_tokens=300), generator)
     order = []
     for (rollout,) in groups:
         order.append(rollout.group)
-        finished[f"group {rollout.group}"] = time.perf_counter()
+        neighbour_is_done.set()
+        assert [m["content"] for m in rollout.messages if m["role"] == "tool"] == ["True"] * 2
     assert order == [0, 1]
-    assert finished["group 0"] < finished["tool 1.0"] - 0.5
 
 
 def test_a_rollout_rejoins_while_others_are_being_decoded(
-    make_request: Any, sampler: Any, kit: Any
+    make_request: Any, sampler: Any, kit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its third turn is taken up in the middle of the second turn of others, not after it."""
     generator, rows = sampler(), []
     environment = MultiTurn(MultiTurnConfig(chat_template=kit.template), environment_factory=Again)
     request = make_request(*PROMPTS, max_tokens=160, group_size=4)
     from grpo_generator_hf.decoder import Decoder
+    from grpo_tools.workbench import Workbench
 
-    advance = Decoder.advance
+    start, advance = Workbench.start, Decoder.advance
+    jobs: list[Future[Any]] = []
+
+    def started(self: Workbench, job: Any) -> Future[Any]:
+        jobs.append(start(self, job))
+        return jobs[-1]
 
     def watched(self: Decoder) -> Any:
         # Tools answer in a thread, which on a busy machine may not get a turn in one token's time.
-        time.sleep(0.005)
+        wait(jobs, timeout=60)
         ended = advance(self)
         rows.append([len(r.row.prompt_ids) for r in self._draws._lines] or [0])
         return ended
 
-    Decoder.advance = watched  # type: ignore[method-assign]
-    try:
-        kit.flat(environment.rollouts(request, generator))
-    finally:
-        Decoder.advance = advance  # type: ignore[method-assign]
+    monkeypatch.setattr(Workbench, "start", started)
+    monkeypatch.setattr(Decoder, "advance", watched)
+    kit.flat(environment.rollouts(request, generator))
     # A question is 17 tokens: so far apart are only different turns.
     assert any(max(lengths) - min(lengths) > 15 for lengths in rows)
 
@@ -199,7 +203,7 @@ def test_a_tool_that_blocks_the_event_loop_is_named(
         return ""
 
     environment = Tools(ToolsConfig(chat_template=kit.template), tools=[rude])
-    generator: ScriptedGenerator = scripted((kit.call("rude", seconds=2), "x"))
+    generator: ScriptedGenerator = scripted((kit.call("rude", seconds=600), "x"))
     groups = environment.rollouts(make_request("a", group_size=1), generator)
     with pytest.raises(PluginError, match="an async tool or method blocks it"):
         next(iter(groups))
@@ -213,7 +217,7 @@ def test_threads_that_never_return_end_the_run(
     monkeypatch.setattr(crew, "_PATIENCE", 0.05)
     monkeypatch.setattr(workbench, "_MAX_LOST", 2)
     environment = Tools(ToolsConfig(chat_template=kit.template, call_timeout=0.2), tools=kit.tools)
-    script = (*[kit.call("slow", seconds=2)] * 4, "x")
+    script = (*[kit.call("slow", seconds=600)] * 4, "x")
     groups = environment.rollouts(make_request("a", group_size=1, max_tokens=700), scripted(script))
     with pytest.raises(PluginError, match=r"calls of tools never returned .*after 0.2 s"):
         next(iter(groups))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from grpo_tools import Tools, ToolsConfig
 def play(make_request: Any, scripted: Any, kit: Any) -> Callable[..., Rollout]:
     """One rollout in which the policy says these turns."""
 
-    def run(*turns: str, sampling: dict[str, Any] | None = None, **options: Any) -> Rollout:
-        environment = Tools(ToolsConfig(chat_template=kit.template, **options), tools=kit.tools)
+    def run(
+        *turns: str, sampling: dict[str, Any] | None = None, tools: Any = kit.tools, **options: Any
+    ) -> Rollout:
+        environment = Tools(ToolsConfig(chat_template=kit.template, **options), tools=tools)
         request = make_request("1+2?", group_size=1, **{"max_tokens": 500, **(sampling or {})})
         (rollout,) = kit.flat(environment.rollouts(request, scripted(tuple(turns))))
         return rollout
@@ -79,7 +82,7 @@ def test_failures_are_told_and_counted(
     play: Any, kit: Any, said: Any, kind: str, told: str
 ) -> None:
     said = said if isinstance(said, str) else kit.call(said[0], **said[1])
-    rollout = play(said, "I see.", call_timeout=0.2)
+    rollout = play(said, "I see.", call_timeout=0.2 if kind == "timeout" else 60)
     assert rollout.messages[1]["role"] == "tool"
     assert rollout.messages[1]["content"].startswith('{"error": ')
     assert told in rollout.messages[1]["content"]
@@ -97,11 +100,27 @@ def test_arguments_are_converted_and_defaults_filled(play: Any, kit: Any) -> Non
 
 
 def test_calls_of_one_turn_run_together_and_answer_in_order(play: Any, kit: Any) -> None:
-    waits = "".join(kit.call("slow", seconds=s) for s in (0.4, 0.4, 0.4))
-    rollout = play(waits + kit.call("add", a=1, b=1), "ok")
-    assert [m["content"] for m in rollout.messages[1:5]] == ["waited"] * 3 + ["2"]
+    together, ended = threading.Barrier(3, timeout=60), threading.Event()
+
+    def meet(last: bool) -> str:
+        """Wait for the others.
+
+        Args:
+            last: And until they have answered.
+        """
+        together.wait()
+        if last:
+            ended.wait(60)
+        else:
+            ended.set()
+        return f"last {last}"
+
+    calls = "".join(kit.call("meet", last=x) for x in (True, False, False))
+    rollout = play(calls + kit.call("nope"), "ok", tools=[meet])
+    found = [m["content"] for m in rollout.messages[1:5]]
+    assert found[:3] == ["last True", "last False", "last False"]
+    assert "there is no tool 'nope'" in found[3]
     assert rollout.metrics["tools/calls"] == 4
-    assert rollout.metrics["time/tools"] < 1.1
 
 
 def test_no_call_is_one_turn(play: Any, kit: Any) -> None:
