@@ -198,7 +198,7 @@ def test_a_reward_that_fails_on_one_rank_ends_all_of_them(tiny_model: Path, tmp_
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(tmp_path / "run")],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode != 0
     for rank in range(2):

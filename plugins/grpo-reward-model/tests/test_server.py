@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -141,10 +142,10 @@ def test_only_the_request_that_failed_fails(serve: Callable[[str], Any], score: 
 
 
 def test_a_server_that_hangs_is_a_timeout(serve: Callable[[str], Any], score: Score) -> None:
-    server = serve("decoder")
+    server, given_up = serve("decoder"), threading.Event()
 
     def hang(path: str, body: Any) -> tuple[int, Any]:
-        time.sleep(3)
+        given_up.wait(600)
         return 200, {}
 
     server.answer = hang
@@ -152,7 +153,8 @@ def test_a_server_that_hangs_is_a_timeout(serve: Callable[[str], Any], score: Sc
     (found,) = score(server, "vllm-classify", PAIRS[0], request_timeout=0.3)
     assert isinstance(found, Failed)
     assert found.kind == "timeout"
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 60
+    given_up.set()
 
 
 def test_no_server_is_an_error(score: Score) -> None:
