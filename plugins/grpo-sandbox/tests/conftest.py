@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def run(executor: LocalExecutor) -> Run:
     """``run(code, cpu_s=1, ...)``: a Python program to its end."""
 
     def start(code: str, *, stdin: bytes = b"", **limits: float) -> Finished:
-        chosen = Limits.model_validate({"cpu_s": 1, "wall_s": 5, "memory_mb": 128} | limits)
+        chosen = Limits.model_validate({"cpu_s": 5, "wall_s": 60, "memory_mb": 128} | limits)
         return executor.run_blocking(Program(files={"main.py": code}, stdin=stdin), chosen)
 
     return start
@@ -80,9 +80,19 @@ def of_another_worker(pid: int) -> bool:
 
 
 @pytest.fixture(scope="session")
-def started_here() -> Callable[[int], bool]:
-    """Whether a process came from this one: others that test at the same time are left alone."""
-    return lambda pid: os.getpid() in ancestors(pid)
+def programs_of() -> Callable[..., list[int]]:
+    """``programs_of(process, "main.py")``: those that came from a process and have such a command
+    line; others that test at the same time are left alone."""
+
+    def find(process: int, words: str) -> list[int]:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if words.encode() in (folder / "cmdline").read_bytes():
+                    found.append(int(folder.name))
+        return [pid for pid in found if pid != process and process in ancestors(pid)]
+
+    return find
 
 
 def host() -> set[str]:
@@ -101,15 +111,12 @@ def host() -> set[str]:
 
 
 @pytest.fixture
-def host_unchanged() -> Iterator[None]:
+def host_unchanged(until: Callable[[Callable[[], object]], bool]) -> Iterator[None]:
     """No process, no file, no descriptor stays behind."""
     before = host()
     yield
-    deadline = time.monotonic() + 5
     # What the test before was still ending may be gone; nothing may be new.
-    while (new := host() - before) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not new
+    assert until(lambda: not host() - before), host() - before
 
 
 def request(columns: dict[str, object], *texts: str) -> ScoreRequest:

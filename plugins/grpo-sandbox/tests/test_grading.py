@@ -98,7 +98,7 @@ def add(a, b):
 @pytest.fixture
 def grade(executor):
     def start(code: str, case: Case, **limits: float) -> Verdict:
-        chosen = Limits.model_validate({"cpu_s": 1, "wall_s": 8, "memory_mb": 128} | limits)
+        chosen = Limits.model_validate({"cpu_s": 2, "wall_s": 60, "memory_mb": 128} | limits)
         return asyncio.run(Grader(executor=executor, limits=chosen).grade(code, case))
 
     return start

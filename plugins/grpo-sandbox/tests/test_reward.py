@@ -108,42 +108,21 @@ def test_a_test_that_cannot_be_run_is_invalid(executor, make_request) -> None:
     assert outcome.kind == "invalid"
 
 
-def test_a_box_that_is_killed_from_outside_is_no_verdict(executor, started_here) -> None:
+def test_a_box_that_is_killed_from_outside_is_no_verdict(executor, programs_of, until) -> None:
     """The launcher dies, as when the kernel's out-of-memory killer takes it."""
     import os
     import signal
     import threading
-    import time
 
     def kill() -> None:
-        for _ in range(400):
-            for folder in Path("/proc").glob("[0-9]*"):
-                try:
-                    line = (folder / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                # The program runs: its box's watcher is the other one of this process's children.
-                ours = b"grpo_sandbox.inside" in line and started_here(int(folder.name))
-                if ours and running():
-                    os.kill(int(folder.name), signal.SIGKILL)
-                    return
-            time.sleep(0.05)
-
-    def running() -> bool:
-        lines = list(Path("/proc").glob("[0-9]*/cmdline"))
-        for path in lines:
-            try:
-                if b"/work/main.py\0--victim" in path.read_bytes():
-                    return True
-            except OSError:
-                continue
-        return False
+        if until(lambda: programs_of(os.getpid(), "/work/main.py\0--victim")):
+            os.kill(programs_of(os.getpid(), "grpo_sandbox.inside")[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    program = Program(files={"main.py": "import time; time.sleep(60)"}, args=("--victim",))
+    program = Program(files={"main.py": "import time; time.sleep(600)"}, args=("--victim",))
     with pytest.raises(SandboxError, match=r"without a word|killed from outside"):
-        executor.run_blocking(program, Limits(wall_s=30))
+        executor.run_blocking(program, Limits(wall_s=300))
     killer.join()
 
 
@@ -155,7 +134,7 @@ def test_cancelling_ends_the_program(executor) -> None:
     with pytest.raises(TimeoutError):
         asyncio.run(impatient())
     # Its place is free again at once.
-    done = asyncio.run(executor.run(Program(files={"main.py": "print(1)"}), Limits(wall_s=20)))
+    done = asyncio.run(executor.run(Program(files={"main.py": "print(1)"}), Limits(wall_s=60)))
     assert done.stdout == b"1\n"
 
 
@@ -182,7 +161,7 @@ if os.fork() == 0:
     os._exit(0)
 """
     program = Program(files={"main.py": code})
-    finished = executor.run_blocking(program, Limits(cpu_s=1, wall_s=5))
+    finished = executor.run_blocking(program, Limits(cpu_s=5, wall_s=60))
     assert finished.ok, finished
     spin = Program(files={"main.py": "import time; time.sleep(60)"})
     assert executor.run_blocking(spin, Limits(wall_s=0.5)).reason == "wall time"
