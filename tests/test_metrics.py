@@ -49,7 +49,8 @@ def test_a_nan_stays_visible() -> None:
 
 
 def test_the_slowest_rank_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grpo_core.metrics.perf_counter", iter([0.0, 1.0, 2.0, 3.0, 4.0, 7.0]).__next__)
+    clock = iter([0.0, 1.0, 2.0, 3.0, 4.0, 7.0])
+    monkeypatch.setattr("grpo_core.metrics.perf_counter", clock.__next__)
     one, other = StepMetrics(), StepMetrics()
     with one.timed("x"):
         pass

@@ -142,7 +142,8 @@ def test_one_slow_tool_does_not_hold_the_others(make_request: Any, scripted: Any
         """
         return str(not long or neighbour_is_done.wait(60))
 
-    script = [(kit.call("wait", long=s), kit.call("wait", long=False), "end") for s in (False, True)]
+    at_once = kit.call("wait", long=False)
+    script = [(kit.call("wait", long=slow), at_once, "end") for slow in (False, True)]
     environment = Tools(ToolsConfig(chat_template=kit.template), tools=[wait])
     generator = scripted(*script)
     groups = environment.rollouts(make_request("a", "b", group_size=1, max_tokens=300), generator)
