@@ -14,6 +14,10 @@ from grpo_core.rewards import as_outcomes
 from grpo_core.types import Abstained, Failed, FailureKind, RewardOutcome, ScoreRequest, Value
 
 
+LARGEST = 1e100
+"""Of a reward: sums of squares of such numbers, over any batch, are finite."""
+
+
 class DeadlineError(TimeoutError):
     """No answer within ``execution.timeout``."""
 
@@ -93,13 +97,16 @@ def failure_of(error: BaseException) -> Failed:
 
 def trace_of(error: BaseException) -> str:
     """The traceback of what a provider raised, from its own first line on: from behind the last
-    line of ours, with what retries and event loops put between these."""
+    line of ours, with what retries and event loops put between these. Empty for what was raised
+    here, a verdict on what it returned."""
+    if isinstance(error, ExitRaisedError) and error.__cause__ is not None:
+        error = error.__cause__
     trace = passed = error.__traceback__
     while passed is not None:
         if _is_ours(passed.tb_frame.f_code.co_filename):
             trace = passed.tb_next
         passed = passed.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace))
+    return "".join(traceback.format_exception(type(error), error, trace)) if trace else ""
 
 
 def _is_ours(file: str) -> bool:
@@ -108,10 +115,12 @@ def _is_ours(file: str) -> bool:
 
 
 def _finite(outcome: RewardOutcome) -> RewardOutcome:
-    # One infinity makes every advantage of its group NaN or 0, and the curve stays plausible.
-    if isinstance(outcome, Value) and not math.isfinite(outcome.value):
-        return Failed(kind="invalid", reason=f"returned {outcome.value}, which is not finite")
-    return outcome
+    # One infinity makes every advantage of its group NaN or 0, and the curve stays plausible; so
+    # does a number whose square is infinite, since advantages are divided by a deviation.
+    if not isinstance(outcome, Value) or abs(outcome.value) <= LARGEST:
+        return outcome
+    what = "too large" if math.isfinite(outcome.value) else "not finite"
+    return Failed(kind="invalid", reason=f"returned {outcome.value}, which is {what}")
 
 
 def encoded(outcome: RewardOutcome) -> list[Any]:

@@ -26,7 +26,12 @@ def _is_one(name: str) -> _Test:
 
 def _nothing_to_learn(metrics: Mapping[str, float]) -> bool:
     # Equal rewards within groups alone say little where the baseline is another: a batch, a critic.
-    return metrics.get("group/no_signal") == 1.0 and metrics.get("advantage/std") == 0.0
+    flat = metrics.get("group/no_signal") == 1.0 and metrics.get("advantage/std") == 0.0
+    return flat and "reward/mean" in metrics
+
+
+def _nothing_scored(metrics: Mapping[str, float]) -> bool:
+    return "group/no_signal" in metrics and "reward/mean" not in metrics
 
 
 _CONDITIONS: tuple[tuple[str, _Test, str], ...] = (
@@ -37,6 +42,13 @@ _CONDITIONS: tuple[tuple[str, _Test, str], ...] = (
         "differs from 0 and nothing is learned. The reward may be constant, the task far too "
         "hard or already solved, or completions identical (temperature too low). Mean reward: "
         "{reward:.3g}.",
+    ),
+    (
+        "no-reward",
+        _nothing_scored,
+        "no completion had a reward for {steps} steps: all providers abstained from all of them, "
+        "as by returning None. Check that the rewards know the columns of the data and the form of "
+        "the completions.",
     ),
     (
         "all-truncated",

@@ -122,7 +122,7 @@ def observe_totals(metrics: StepMetrics, request: AdvantageRequest, advantages_B
     totals_B[rewards_F_B.isnan().all(0)] = torch.nan
     present = totals_B[~totals_B.isnan()]
     metrics.mean("reward/mean", present)
-    metrics.mean("reward/std", float(present.std()) if len(present) > 1 else 0.0)
+    metrics.mean("reward/std", float(present.std()) if len(present) > 1 else present * 0)
     metrics.mean("advantage/mean", advantages_B)
     metrics.mean("advantage/std", float(advantages_B.std()) if len(advantages_B) > 1 else 0.0)
     groups = int(group_B.max()) + 1

@@ -205,7 +205,7 @@ def test_import_paths(load, tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("my_parts.py:brevty", "has no 'brevty'; it has: brevity, anything, Watch"),
-        ("my_parts.py:number", "is a int, not a class or function"),
+        ("my_parts.py:number", "is of type int, not a class or function"),
         ("gone.py:f", "there is no file 'gone.py' in"),
         ("no_such_module:f", "cannot import 'no_such_module': ModuleNotFoundError"),
         ("broken_parts.py:f", "SyntaxError"),

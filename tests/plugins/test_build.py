@@ -115,7 +115,7 @@ def test_import_paths_need_no_registration(parts: str, name: str, attribute: str
             "build_parts:Facory",
             "'build_parts' has no 'Facory'; it has: BaseModel, Options, Factory",
         ),
-        ("build_parts:number", "'build_parts:number' is a int, not a class or function"),
+        ("build_parts:number", "'build_parts:number' is of type int, not a class or function"),
         ("gone.py:f", "there is no file 'gone.py' in"),
     ],
 )

@@ -167,6 +167,7 @@ async def exits_later(completions: list[str]) -> list[float]:
         (lambda completions: [1.0, "x"], "returned 'x' \\(str\\) for completion 1"),
         (lambda completions: [1.0, float("nan")], "returned nan, which is not finite"),
         (lambda completions: [1.0, -math.inf], "returned -inf, which is not finite"),
+        (lambda completions: [1.0, -1e200], r"returned -1e\+200, which is too large"),
     ],
 )
 def test_what_is_no_reward_stops_the_run_by_name(function: Any, words: str) -> None:

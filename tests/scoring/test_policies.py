@@ -147,3 +147,20 @@ def test_the_settings_are_found_in_a_config() -> None:
     )
     again = load_config([resolved.plain()], [], Registry.installed())
     assert again.rewards[0].execution == component.execution
+
+
+@pytest.mark.parametrize("isolation", ["none", "process"])
+def test_where_it_was_raised_holds_its_own_lines_alone(
+    isolation: str, nasty: Any, group: Any, make_scorer: Make
+) -> None:
+    """None for a verdict of ours on what it returned, and none of ours for what it raised."""
+    scorer = make_scorer(nasty.obeys, isolation=isolation)
+    with pytest.raises(RewardError, match=r"returned '0\.5'") as verdict:
+        scorer.score(0, group("string"))
+    assert not hasattr(verdict.value, "__notes__")
+    with pytest.raises(RewardError, match="raised SystemExit: 3") as raised:
+        scorer.score(1, group("sys.exit"))
+    [note] = raised.value.__notes__
+    assert "nasty_rewards.py" in note
+    assert "direct cause" not in note
+    assert "grpo_core" not in note

@@ -266,6 +266,17 @@ def test_a_constant_reward_is_said_to_teach_nothing(make_run: MakeRun) -> None:
     assert (2, "zero-gradient") in [(step, code) for step, code, _ in found]
 
 
+def test_rewards_that_all_abstain_are_not_called_equal(make_run: MakeRun) -> None:
+    run = make_run(rewards=[lambda completions, **_: [None] * len(completions)], train={"steps": 3})
+    codes = [code for _, code, _ in notices_of(run)]
+    assert "no-reward" in codes
+    assert "no-signal" not in codes
+    [last] = {
+        frozenset(n for n in step if n.startswith("reward/")) for step in run.result().history
+    }
+    assert not {"reward/mean", "reward/std"} & last
+
+
 def test_cut_off_completions_are_said_to_be_so(make_run: MakeRun) -> None:
     run = make_run(sampling=SamplingParams(max_tokens=1), train={"steps": 3})
     codes = [code for _, code, _ in notices_of(run)]
