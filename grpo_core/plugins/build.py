@@ -70,7 +70,9 @@ def import_object(path: str, *, what: str) -> Callable[..., object]:
             raise ConfigError(f"{what}: {module_name!r} has no {attribute!r}; it has: {public}")
         found = getattr(found, part)
     if not callable(found):
-        raise ConfigError(f"{what}: {path!r} is of type {type(found).__name__}, not a class or function")
+        raise ConfigError(
+            f"{what}: {path!r} is of type {type(found).__name__}, not a class or function"
+        )
     return found
 
 

@@ -13,7 +13,6 @@ from grpo_core.errors import RewardError
 from grpo_core.rewards import as_outcomes
 from grpo_core.types import Abstained, Failed, FailureKind, RewardOutcome, ScoreRequest, Value
 
-
 LARGEST = 1e100
 """Of a reward: sums of squares of such numbers, over any batch, are finite."""
 
