@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -51,8 +53,11 @@ def load_model(
             trust_remote_code=settings.trust_remote_code,
             **more,
         )
-    except (OSError, ValueError, ImportError, TypeError) as error:
-        raise ConfigError(f"model.path {settings.path!r} cannot be loaded: {error}") from error
+    # RuntimeError: weights of other shapes than the config says.
+    except (OSError, ValueError, ImportError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"model.path {settings.path!r} cannot be loaded: {_reason(settings.path, error)}"
+        ) from error
     if settings.lora is not None:
         model = _add_lora(model, settings.lora, seed)
         prepare(model, settings)
@@ -79,9 +84,24 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
             tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
-            f"the tokenizer of model.path {settings.path!r} cannot be loaded: {error}"
+            f"the tokenizer of model.path {settings.path!r} cannot be loaded: "
+            f"{_reason(settings.path, error)}"
         ) from error
+    if len(tokenizer) < 2:
+        # transformers makes an empty one of a folder without the files of a tokenizer.
+        raise ConfigError(
+            f"the tokenizer of model.path {settings.path!r} has no words; is a file missing there "
+            "(tokenizer.json, tokenizer.model, vocab.json)?"
+        )
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _reason(path: str, error: Exception) -> str:
+    # Of a folder that is not there huggingface_hub only says that its name is no repository's.
+    causes: list[BaseException | None] = [error, error.__cause__, error.__context__]
+    if any(isinstance(cause, HFValidationError) for cause in causes) and not Path(path).exists():
+        return "there is no such folder, and a Hub id is NAME or OWNER/NAME"
+    return str(error)
 
 
 def _add_lora(model: PreTrainedModel, lora: LoraSettings, seed: int) -> nn.Module:

@@ -161,4 +161,4 @@ def test_a_model_that_does_not_exist(shell: Shell, tmp_path: Path) -> None:
     )
     done = shell("train", "run.yaml", HF_HUB_OFFLINE="1")
     assert done.returncode == 2
-    assert "model.path './nowhere' cannot be loaded" in done.stderr
+    assert "model.path './nowhere' cannot be loaded: there is no such folder" in done.stderr

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,21 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"model.path '.*' cannot be loaded"):
         Policy(settings(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other shapes", "no tokenizer"])
+def test_a_model_whose_folder_is_damaged(damage: str, tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    if damage == "truncated":
+        os.truncate(folder / "model.safetensors", 5000)
+    elif damage == "other shapes":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
+    else:
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    with pytest.raises(ConfigError, match=r"model.path '.*' (cannot be loaded|has no words)"):
+        Policy(settings(folder))
 
 
 def test_adapters_that_fit_nothing(tiny_model: Path) -> None:
