@@ -75,7 +75,7 @@ def status(address: tuple[str, int], line: str, headers: tuple[str, ...] = ()) -
     return int(first[1]) if len(first) > 1 else 0
 
 
-def asked(paths: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def every_way(paths: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Requests that no server must answer, however they are written."""
     for path in paths:
         for headers in NOT_THE_TOKEN.values():
@@ -95,7 +95,7 @@ def refused(address: tuple[str, int], paths: tuple[str, ...]) -> int:
     401 is the guard's. 403 is what a refused websocket becomes. 400, and no answer at all, are of
     the HTTP parser, which is asked before the guard is.
     """
-    every = list(asked(paths))
+    every = list(every_way(paths))
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda one: status(address, *one), every))
     answered = [(one, code) for one, code in zip(every, found, strict=True) if code != 401]
@@ -175,7 +175,7 @@ def test_nothing_without_the_token_reaches_what_is_guarded(guarded: tuple[Any, P
 ROUTES = """\
 import json, sys
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.openai.cli_args import make_arg_parser
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])
@@ -238,19 +238,23 @@ def test_no_route_of_the_engine_answers_without_the_token(
     known = {path for _, path, _ in table["routes"]}
     assert {"/collective_rpc", "/pause", "/update_weights", "/v1/load_lora_adapter"} <= known
     assert {"/invocations", "/tokenize", "/metrics", "/v1/realtime", "/openapi.json"} <= known
-    checked = 0
+    asked: list[tuple[str, tuple[str, ...]]] = []
+    upgrades: list[tuple[str, tuple[str, ...]]] = []
     for _, path, methods in table["routes"]:
         if path == "/health":
             continue
         filled = "/".join("x" if part.startswith("{") else part for part in path.split("/"))
-        for method in {*methods, "GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE"}:
-            for written in {filled, f"{filled}/", f"/{filled}", f"{filled}/x"}:
+        for method in sorted({*methods, "GET", "HEAD", "OPTIONS", "POST"}):
+            for written in (filled, f"{filled}/", f"/{filled}"):
                 for headers in ((), NOT_THE_TOKEN["wrong"]):
-                    line = f"{method} {written or '/'} HTTP/1.1"
-                    assert status(address, line, headers) == 401, line
-                    checked += 1
-        assert status(address, f"GET {filled or '/'} HTTP/1.1", UPGRADE) == 403, filled
-    assert checked > 1000
+                    asked.append((f"{method} {written} HTTP/1.1", headers))
+        upgrades.append((f"GET {filled} HTTP/1.1", UPGRADE))
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda one: status(address, *one), asked))
+        closed = list(pool.map(lambda one: status(address, *one), upgrades))
+    assert len(asked) > 1000
+    assert not [one for one, code in zip(asked, found, strict=True) if code != 401]
+    assert not [one for one, code in zip(upgrades, closed, strict=True) if code != 403]
     assert status(address, "GET /health HTTP/1.1") == 200
     assert status(address, "GET /v1/models HTTP/1.1", (RIGHT,)) == 200
 
