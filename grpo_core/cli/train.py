@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from grpo_core.cli.logs import show_logs
 from grpo_core.cli.options import (
     config_options,
     debug_option,
@@ -124,6 +125,7 @@ def start(
         from grpo_core.cli.describe import description
 
         return click.echo(description(resolved))
+    show_logs()
     with needs_extras():
         from grpo_core.run import build_run
         from grpo_core.trainer import train as run_to_end

@@ -23,7 +23,11 @@ output: run
 """
 
 REWARDS = """\
+import logging
+
 def fine(completions, **_):
+    logging.getLogger("grpo_rewards_of_mine").info("a plugin has chosen")
+    logging.getLogger("httpx2").info("a request of somebody's")
     return [float(len(str(c))) for c in completions]
 
 def broken(completions, **_):
@@ -69,6 +73,8 @@ def test_a_run_leaves_a_model_that_plain_transformers_loads(
     write()
     done = shell("train", "run.yaml", "--output", "here")
     assert done.returncode == 0, done.stderr
+    assert "\na plugin has chosen\n" in f"\n{done.stderr}"
+    assert "a request" not in done.stderr
     folder = tmp_path / "here"
     assert {p.name for p in folder.iterdir()} >= {
         "config.yaml",

@@ -7,8 +7,10 @@ sent by name (0.32.0). So everything is checked and read here before the reload 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ MANIFEST = "manifest.json"
 HEAD = "lm_head.weight"
 
 Shapes = dict[str, list[int]]
+
+if "vllm" in sys.modules:
+    # In a worker, which imports this before it loads the model, with this folder on its path.
+    importlib.import_module("grpo_vllm_seeds").apply()
 
 
 class GRPOWorker:
