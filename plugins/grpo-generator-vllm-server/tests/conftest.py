@@ -15,7 +15,9 @@ import torch
 import grpo_core
 from grpo_core import SamplingParams
 from grpo_core.policy.weights import named_tensors
+from grpo_core.protocols import BuildContext
 from grpo_core.types import Completion, GenerateRequest, WeightUpdate
+from grpo_generator_vllm_server import VLLMServerConfig, VLLMServerGenerator
 from grpo_generator_vllm_server.client import Server
 from grpo_generator_vllm_server.config import PYTHON_VARIABLE, LaunchSettings
 from grpo_generator_vllm_server.launch import Launched, Plan, choose_ports
@@ -173,6 +175,41 @@ def adapter_engine(
     """One with the other bundled model, which stays as it was, for adapters."""
     with _running(engine_settings, tmp_path_factory.mktemp("adapter"), PLAIN) as launched:
         yield launched
+
+
+@pytest.fixture
+def make_generator(
+    engine: Launched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., VLLMServerGenerator]]:
+    """``make_generator(a, b, sync=...)``: one on real servers, by default the one of ``engine``."""
+    monkeypatch.setenv("GRPO_VLLM_TOKEN", TOKEN)
+    made = []
+
+    def make(*servers: Launched, **options: Any) -> VLLMServerGenerator:
+        urls = tuple(each.plan.url for each in servers or (engine,))
+        config = VLLMServerConfig(urls=urls, **{"recover_seconds": 0, **options})
+        context = BuildContext(role="generator", name="vllm-server", seed=0, run_dir=tmp_path)
+        made.append(VLLMServerGenerator(config, context))
+        return made[-1]
+
+    yield make
+    for generator in made:
+        generator.close()
+        generator.close()
+
+
+@pytest.fixture
+def move() -> Callable[..., None]:
+    """``move(model)`` changes all weights that are trained, or those whose names contain a word."""
+
+    def change(model: torch.nn.Module, name: str = "", *, by: float = 0.05) -> None:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if name in key and parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * by)
+
+    return change
 
 
 @pytest.fixture

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import psutil
 import pytest
-import torch
 
 from grpo_core.errors import SyncError
-from grpo_core.protocols import BuildContext
-from grpo_generator_vllm_server import VLLMServerConfig, VLLMServerGenerator
 from grpo_generator_vllm_server.errors import RequestRefusedError
 from grpo_generator_vllm_server.launch import Launched
 
@@ -23,36 +19,14 @@ CLOSE = 5e-5
 """Nats between two implementations in float32; measured 4e-6."""
 
 
-@pytest.fixture
-def make_generator(
-    engine: Launched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., VLLMServerGenerator]]:
-    monkeypatch.setenv("GRPO_VLLM_TOKEN", engine.plan.token)
-    made = []
-
-    def make(at: Launched = engine, **options: Any) -> VLLMServerGenerator:
-        config = VLLMServerConfig(urls=(at.plan.url,), **{"recover_seconds": 0, **options})
-        context = BuildContext(role="generator", name="vllm-server", seed=0, run_dir=tmp_path)
-        made.append(VLLMServerGenerator(config, context))
-        return made[-1]
-
-    yield make
-    for generator in made:
-        generator.close()
-        generator.close()
-
-
-def move(model: torch.nn.Module, name: str = "", *, by: float = 0.05) -> None:
-    """Change the weights whose names contain ``name``."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if name in key and parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * by)
-
-
 def test_adapters_travel_alone_and_arrive(
-    make_generator, load_policy, make_request, largest_difference, adapter_engine, tmp_path: Path
+    make_generator,
+    load_policy,
+    make_request,
+    largest_difference,
+    move,
+    adapter_engine,
+    tmp_path: Path,
 ) -> None:
     model, update = load_policy(lora_rank=8, folder=Path(adapter_engine.plan.model))
     generator = make_generator(adapter_engine, sync="adapter")
@@ -74,7 +48,7 @@ def test_adapters_travel_alone_and_arrive(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 def test_logprobs_are_the_policys_before_and_after_an_update(
-    make_generator, load_policy, make_request, largest_difference, temperature: float
+    make_generator, load_policy, make_request, largest_difference, move, temperature: float
 ) -> None:
     model, update = load_policy()
     generator = make_generator()
@@ -91,7 +65,7 @@ def test_logprobs_are_the_policys_before_and_after_an_update(
 
 
 def test_merged_adapters_arrive_by_file(
-    make_generator, load_policy, make_request, largest_difference
+    make_generator, load_policy, make_request, largest_difference, move
 ) -> None:
     model, update = load_policy(lora_rank=4)
     move(model, "lora_")
@@ -146,7 +120,7 @@ def test_structured_outputs(make_generator, load_policy, make_request) -> None:
 
 
 def test_a_failed_push_leaves_the_server_paused_with_its_old_weights(
-    make_generator, load_policy, make_request, largest_difference, engine, monkeypatch
+    make_generator, load_policy, make_request, largest_difference, move, engine, monkeypatch
 ) -> None:
     model, update = load_policy()
     generator = make_generator()

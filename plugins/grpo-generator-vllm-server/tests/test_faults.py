@@ -242,6 +242,37 @@ def test_weights_that_change_while_sampling_are_noticed(
         list(groups)
 
 
+def test_weights_that_changed_before_a_sync_in_flight_are_noticed_by_it(
+    servers, make_generator, update, many
+) -> None:
+    """After it the server holds this run's weights again, and nothing else would tell."""
+    generator = make_generator(servers[0], requests_at_once=1)
+    generator.sync(update(0))
+    groups = generator.generate(many)
+    next(groups)
+    assert generator.sync(update(1)) == 1
+    next(groups)
+    servers[0].held = "grpo-another.v0"
+    with pytest.raises(SyncError, match="another run"):
+        generator.sync(update(2))
+
+
+def test_syncs_in_flight_lose_and_repeat_no_prompt(servers, make_generator, update, many) -> None:
+    generator = make_generator(*servers, requests_at_once=2)
+    for server in servers:
+        server.slow = 0.02
+    generator.sync(update(0))
+    groups = generator.generate(many)
+    found = [next(groups)]
+    for version in (1, 2, 3):
+        assert generator.sync(update(version)) == version
+        found += [next(groups), next(groups)]
+    found += groups
+    assert indices(found) == list(range(20))
+    assert {g.policy_version for g in found} == {0, 1, 2, 3}
+    assert sum(server.count("/v1/completions") for server in servers) == 20
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import threading
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +50,9 @@ class Server:
             trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
+        self._closed = False
+        self._lock = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self.instance: str | None = None
         """The process that holds the weights, as it was at the sync; ``None`` accepts any."""
         self.seen_instance: str | None = None
@@ -55,7 +62,19 @@ class Server:
         return f"vLLM server {self.url}"
 
     def close(self) -> None:
+        """End all calls, those of other threads too."""
+        self._closed = True
+        self.hang_up()
         self._http.close()
+
+    def hang_up(self) -> None:
+        """End the calls that are under way: they raise, and the server stops working on them."""
+        # Closing a socket does not wake a thread that reads from it; this does.
+        with self._lock:
+            found = list(self._sockets)
+        for each in found:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
     def get(self, path: str, *, seconds: float = QUICK_SECONDS) -> Any:
         """JSON of a route that changes nothing, hence asked twice if need be."""
@@ -102,7 +121,7 @@ class Server:
         """Whether the engine says that it can work."""
         try:
             response = self._http.get("/health", timeout=self._timeout(min(seconds, QUICK_SECONDS)))
-        except httpx.HTTPError:
+        except (httpx.HTTPError, RuntimeError):  # the latter: it has been closed
             return False
         return response.status_code == 200
 
@@ -120,7 +139,12 @@ class Server:
         self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float
     ) -> httpx.Response:
         try:
-            response = self._http.request(method, path, json=body, timeout=self._timeout(seconds))
+            response = self._http.request(
+                *(method, path),
+                json=body,
+                timeout=self._timeout(seconds),
+                extensions={"trace": self._keep_socket},
+            )
         except httpx.TimeoutException as error:
             raise ServerHungError(f"{self}: {path} gave no answer within {seconds:g} s") from error
         except httpx.HTTPError as error:
@@ -151,6 +175,13 @@ class Server:
         if status < 500 and status not in (408, 429):
             raise RequestRefusedError(f"{self}: {path} answered {status}: {said}")
         raise ServerLostError(f"{self}: {path} answered {status}: {said}")
+
+    def _keep_socket(self, event: str, found: Mapping[str, Any]) -> None:
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            with self._lock:
+                self._sockets.add(found["return_value"].get_extra_info("socket"))
+            if self._closed:  # while it was connecting
+                self.hang_up()
 
     def _timeout(self, seconds: float) -> httpx.Timeout:
         return httpx.Timeout(seconds, connect=min(self._connect_seconds, seconds))

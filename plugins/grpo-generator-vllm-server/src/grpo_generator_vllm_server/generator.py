@@ -7,34 +7,40 @@ import logging
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_core.errors import SyncError
 from grpo_core.policy import base_of, context_length
-from grpo_core.types import Completion, GeneratedGroup
-from grpo_generator_vllm_server import answer
 from grpo_generator_vllm_server import request as requests
 from grpo_generator_vllm_server.client import Server
 from grpo_generator_vllm_server.config import VLLMServerConfig
 from grpo_generator_vllm_server.contact import first_contact
-from grpo_generator_vllm_server.errors import NoServerLeftError, ServerError, ServerLostError
+from grpo_generator_vllm_server.errors import NoServerLeftError, ServerError
 from grpo_generator_vllm_server.fleet import Fleet, Member
+from grpo_generator_vllm_server.gate import CLOSED
+from grpo_generator_vllm_server.quiet import Patience, quiet
 from grpo_generator_vllm_server.ranks import on_main_rank
+from grpo_generator_vllm_server.sampling import Sampling, Terms, decoder
 from grpo_generator_vllm_server.start import Started, start_servers
-from grpo_generator_vllm_server.sync import Facts, Published, Way, choose, clear_older
+from grpo_generator_vllm_server.sync import Published, Way, choose, clear_older
 from grpo_generator_vllm_server.token import read_token
 
 if TYPE_CHECKING:
     from grpo_core.protocols import BuildContext
-    from grpo_core.types import GenerateRequest, WeightUpdate
+    from grpo_core.types import GeneratedGroup, GenerateRequest, WeightUpdate
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+
+Given = tuple[str | None, str | None]
+"""Why a server is out, and which process it is."""
 
 
 class VLLMServerGenerator:
@@ -44,25 +50,33 @@ class VLLMServerGenerator:
     repetition penalty not the policy's own. Sampling is by seeds per (seed, step, prompt, sample):
     batches and servers change no random number, but the last bits of logits, and so now and then
     a token.
+
+    ``generate`` may be consumed in several threads, and ``sync`` called meanwhile by one. Servers
+    then interrupt what they sample; each unfinished completion goes on under the new weights, which
+    compute keys and values of all its tokens anew, so that each token's log-prob is exactly that
+    under the version named for it.
     """
 
     processed_logprobs = True
+    samples_apart = True
 
     def __init__(self, config: VLLMServerConfig, context: BuildContext | None = None) -> None:
         self._config = config
+        # A grammar cannot be taken up in the middle: its state is not in the tokens alone.
+        self.syncs_in_flight = config.structured_outputs is None
         self._run_dir = context.run_dir if context else None
         self._run = f"grpo-{secrets.token_hex(4)}"
         self._started: Started | None = None
         self._fleet: Fleet | None = None
-        self._facts: dict[Server, Facts] = {}
-        self._held: dict[Server, int] = {}
         self._way: Way | None = None
         self._published: Published | None = None
+        self._terms: Terms | None = None
         self._folder: Path | None = None
         self._writes = False
         """Whether this process is the one that publishes weights."""
-        self._vocabulary = 0
         self._context_length: int | None = None
+        self._weights = threading.RLock()
+        """Held by whoever gives weights to servers: a sync, or a thread that revives one."""
 
     # -- weights ------------------------------------------------------------------------------
 
@@ -73,83 +87,133 @@ class VLLMServerGenerator:
         again.
 
         Raises:
-            SyncError: no server has taken them.
+            SyncError: no server has taken them, or somebody else gave weights to one meanwhile.
             ConfigError: the servers cannot be used; see ``first_contact``.
             ServerError: none can be reached.
         """
         config: Any = base_of(update.model).config.get_text_config()
-        self._vocabulary = int(config.vocab_size)
+        self._terms = Terms(
+            vocabulary=int(config.vocab_size),
+            decode=decoder(update.tokenizer),
+            seconds=self._config.request_seconds,
+            structured_outputs=self._config.structured_outputs,
+        )
         self._context_length = context_length(update.model)
-        # Of several trainer processes one starts servers and sends weights; all of them sample.
-        held, urls, token, way, published = on_main_rank(partial(self._sync_servers, update))
-        if self._fleet is None:
-            self._connect(urls, token)
-        self._way, self._published = way, published
-        for member in self._members():
-            if member.server not in self._facts:
-                self._meet(member)
-        return int(held)
+        with self._weights:
+            # Of several trainer processes one starts servers and sends weights; all sample.
+            urls, token, way, published = on_main_rank(partial(self._publish, update))
+            if self._fleet is None:
+                self._connect(urls, token)
+            fleet = self._fleet_or_fail()
+            self._way = way
+            with quiet(fleet, way, self._patience()):
+                held, given = on_main_rank(partial(self._give, published))
+                self._published = published
+                for member in fleet.members:
+                    self._follow(member, *given[member.server.url])
+            return held
 
-    def _sync_servers(
-        self, update: WeightUpdate
-    ) -> tuple[int, tuple[str, ...], str | None, Way, Published]:
+    def _publish(self, update: WeightUpdate) -> tuple[tuple[str, ...], str | None, Way, Published]:
+        """Put the weights where servers find them; sampling goes on."""
         if self._fleet is None:
             self._start(update)
-        for member in self._members():
-            self._try(member, partial(self._meet, member))
-        self._fleet_or_fail().require_any()
+        members = self._members()
+        met = [self._try(member, partial(self._meet, member)) for member in members]
+        if not any(met):
+            self._fleet_or_fail().require_any()
         if self._way is None:
-            self._way = choose(self._config.sync, update, list(self._facts.values()))
+            known = [m.facts for m in members if m.facts is not None]
+            self._way = choose(self._config.sync, update, known)
         mark = f"{self._run}.v{update.policy_version}"
-        if self._published is None or self._published.mark != mark:
+        published = self._published
+        if published is None or published.mark != mark:
             folder = self._sync_folder() / mark
             self._writes = True
             self._way.write(folder, update)
-            self._published = Published(
+            published = Published(
                 policy_version=update.policy_version, mark=mark, folder=folder, way=self._way.name
             )
-        for member in self._members():
-            self._try(member, partial(self._push, member))
-        if not self._fleet_or_fail().usable:
-            self._revive()
-        if not self._fleet_or_fail().usable:
-            reasons = "; ".join(str(m.out) for m in self._members())
-            raise SyncError(
-                f"no vLLM server holds policy version {update.policy_version}: {reasons}"
-            )
-        clear_older(self._published)
-        urls = tuple(m.server.url for m in self._members())
+        urls = tuple(m.server.url for m in members)
         token = self._started.token if self._started else self._given_token()
-        held = min(self._held[m.server] for m in self._fleet_or_fail().usable)
-        return held, urls, token, self._way, self._published
+        return urls, token, self._way, published
 
-    def _push(self, member: Member) -> int:
-        assert self._way is not None
-        assert self._published is not None
-        version = self._way.push(member.server, self._published, self._config.sync_seconds)
-        self._held[member.server] = version
+    def _give(self, published: Published) -> tuple[int, dict[str, Given]]:
+        """Have each server take the weights."""
+        self._published = published
+        fleet = self._fleet_or_fail()
+        with ThreadPoolExecutor(len(fleet.members)) as pool:
+            pushes = [
+                pool.submit(self._try, member, partial(self._push, member))
+                for member in fleet.members
+                if member.met
+            ]
+        for push in pushes:
+            push.result()
+        if not fleet.usable:
+            self._revive()
+        if not fleet.usable:
+            reasons = "; ".join(str(m.out) for m in fleet.members)
+            raise SyncError(
+                f"no vLLM server holds policy version {published.policy_version}: {reasons}"
+            )
+        clear_older(published)
+        held = min(member.held for member in fleet.usable)
+        return held, {m.server.url: (m.out, m.server.instance) for m in fleet.members}
+
+    def _push(self, member: Member) -> None:
+        way, published, seconds = self._way, self._published, self._config.sync_seconds
+        assert way is not None
+        assert published is not None
+        server = member.server
+        if way.pauses or member.paused:
+            member.paused = True
+            server.post("/pause?mode=abort", None, seconds=seconds)
+        member.held = way.push(server, published, seconds)
+        if member.paused:
+            server.post("/resume", None, seconds=seconds)
+            member.paused = False
+        member.published = published
         member.take_in()
-        return version
 
-    def _try(self, member: Member, call: Callable[[], int | None]) -> int | None:
+    def _follow(self, member: Member, out: str | None, instance: str | None) -> None:
+        """Take over what the main process knows of a server."""
+        if member.published == self._published and member.out == out:
+            return
+        if out is None:
+            if member.server.instance != instance:
+                member.met = False
+            self._meet(member)
+            member.published = self._published
+            member.take_in()
+        else:
+            member.take_out(out)
+
+    def _try(self, member: Member, call: Callable[[], None]) -> bool:
         """Do something with a server; one that fails is out, which is said."""
         try:
-            return call()
+            call()
         except (ServerError, SyncError) as error:
             member.take_out(error)
-            return None
+            return False
+        return True
 
     def _meet(self, member: Member) -> None:
-        """Ask who is there, unless it is the one that is known."""
+        """Ask who is there, unless it is the one that is known. One that was out stays so until it
+        has been given weights."""
         server = member.server
-        if server in self._facts and member.out is None:
+        if member.met:
             return
         if self._started is None:
             server.instance = None
-        self._facts[server] = first_contact(server, self._config.versions)
+        member.facts = first_contact(server, self._config.versions)
         if self._started is None:
             server.instance = server.seen_instance
-        member.out = None
+        member.met = True
+
+    def _patience(self) -> Patience:
+        config = self._config
+        seconds = config.sync_seconds if self.syncs_in_flight else config.request_seconds
+        return Patience(interrupts=self.syncs_in_flight, seconds=seconds)
 
     # -- sampling -----------------------------------------------------------------------------
 
@@ -159,66 +223,28 @@ class VLLMServerGenerator:
         Raises:
             DataError: a prompt is empty, or too long with ``max_tokens``.
             ConfigError: the request cannot be served.
-            SyncError: there are no weights yet, or they changed while they were sampled from.
-            ServerError: no server is left, or one refuses the request.
+            SyncError: there are no weights yet, or others than this generator's were sampled from.
+            ServerError: no server is left, one refuses the request, or the generator was closed.
         """
         # Not a generator function itself: a wrong request fails here, not at the first `next`.
-        if self._published is None or self._fleet is None:
+        fleet, way, terms = self._fleet, self._way, self._terms
+        if self._published is None or fleet is None or way is None or terms is None:
             raise SyncError("generator 'vllm-server' was asked before it had any weights")
         requests.check(request, self._context_length)
-        return self._groups(request, self._published, self._fleet)
-
-    def _groups(
-        self, request: GenerateRequest, published: Published, fleet: Fleet
-    ) -> Iterator[GeneratedGroup]:
-        ask = partial(self._ask, request, published)
-        for index, completions in fleet.each(len(request.prompt_ids_P), ask):
-            yield GeneratedGroup(
-                index=index, completions_G=completions, policy_version=published.policy_version
-            )
-        # Whoever else sent weights to a server in between has not changed its process.
-        for member in fleet.usable:
-            try:
-                held = self._way_or_fail().held(member.server, published)
-            except ServerLostError as error:
-                # Its completions came from the process that was synced; what it does now is next.
-                member.take_out(error)
-                continue
-            if held != published.policy_version:
-                raise SyncError(
-                    f"{member.server} held policy version {published.policy_version} of this run "
-                    f"when step {request.step} began, and {held} when it ended: does another run "
-                    "use the same server?"
-                )
-
-    def _ask(
-        self, request: GenerateRequest, published: Published, server: Server, index: int
-    ) -> tuple[Completion, ...]:
-        """The group of one prompt from one server; called from many threads."""
-        body = requests.body(
-            request,
-            index,
-            model=self._way_or_fail().served_as(self._facts[server], published),
-            structured_outputs=self._config.structured_outputs,
-        )
-        found = server.post("/v1/completions", body, seconds=self._config.request_seconds)
-        return answer.completions(found, request, index, vocabulary=self._vocabulary, server=server)
+        return Sampling(request, fleet, way, terms).groups()
 
     def close(self) -> None:
+        """End everything, also what other threads are doing: they get an error."""
         if self._fleet is not None:
-            for member in self._fleet.members:
-                member.server.close()
-            self._fleet = None
+            self._fleet.close()
         if self._started is not None:
             self._started.stop()
-            self._started = None
-        if self._published is not None and self._writes:
-            shutil.rmtree(self._published.folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # others may keep theirs there
-                self._published.folder.parent.rmdir()
-        self._published = None
-        self._facts.clear()
-        self._way = None
+        with self._weights:
+            if self._published is not None and self._writes:
+                shutil.rmtree(self._published.folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # others may keep theirs there
+                    self._published.folder.parent.rmdir()
+            self._fleet = self._started = self._published = self._way = None
 
     # -- servers ------------------------------------------------------------------------------
 
@@ -244,34 +270,48 @@ class VLLMServerGenerator:
 
     def _revive(self) -> None:
         """Wait for a server to come back, start ours again, and give it the weights it had."""
-        end = time.monotonic() + self._config.recover_seconds
-        while True:
-            # In the loop: a supervisor needs a moment to see that its server is dead.
-            if self._started is not None:
-                self._started.restart(self._members())
-            for member in self._members():
-                if member.hung and not member.server.is_another():
-                    continue
-                if member.server.healthy(seconds=2):
-                    self._try(member, partial(self._meet, member))
-                    if member.out is None and self._try(member, partial(self._push, member)):
-                        logger.warning("%s is back and holds the weights again", member.server)
-            if self._fleet_or_fail().usable or time.monotonic() > end:
-                return
-            time.sleep(RETRY_SECONDS)
+        fleet = self._fleet_or_fail()
+        with self._weights:
+            end = time.monotonic() + self._config.recover_seconds
+            while not fleet.usable:
+                fleet.require_open()
+                # In the loop: a supervisor needs a moment to see that its server is dead.
+                if self._started is not None:
+                    self._started.restart(fleet.members)
+                for member in fleet.members:
+                    self._bring_back(member)
+                if time.monotonic() > end:
+                    return
+                if not fleet.usable:
+                    fleet.closed.wait(RETRY_SECONDS)
+
+    def _bring_back(self, member: Member) -> None:
+        if member.hung and not member.server.is_another():
+            return
+        if not member.server.healthy(seconds=2):
+            return
+        shut = member.gate.is_shut
+        member.gate.shut()
+        # What a former life left behind must not be sampled by the new one.
+        member.server.hang_up()
+        try:
+            if (
+                member.gate.wait_empty(RETRY_SECONDS)
+                and self._try(member, partial(self._meet, member))
+                and self._try(member, partial(self._push, member))
+            ):
+                logger.warning("%s is back and holds the weights again", member.server)
+        finally:
+            if not shut:
+                member.gate.open()
 
     def _members(self) -> list[Member]:
         return list(self._fleet_or_fail().members)
 
     def _fleet_or_fail(self) -> Fleet:
         if self._fleet is None:
-            raise NoServerLeftError("generator 'vllm-server' has been closed")
+            raise NoServerLeftError(CLOSED)
         return self._fleet
-
-    def _way_or_fail(self) -> Way:
-        if self._way is None:
-            raise NoServerLeftError("generator 'vllm-server' has been closed")
-        return self._way
 
     def _given_token(self) -> str | None:
         return read_token(self._config.token_env, self._config.token_file)

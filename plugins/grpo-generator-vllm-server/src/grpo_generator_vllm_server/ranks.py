@@ -29,3 +29,14 @@ def on_main_rank(call: Callable[[], T]) -> T:
         raise box[1]
     result: T = box[0]
     return result
+
+
+def sum_over_ranks(number: int) -> int:
+    """Every process must call this at the same point."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return number
+    found: list[int | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, number)
+    return sum(each or 0 for each in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from grpo_core.errors import ConfigError
@@ -12,13 +13,32 @@ if TYPE_CHECKING:
     from grpo_core.types import GenerateRequest
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """One call: ``count`` ways to go on from some tokens.
+
+    Example: ``Draw(token_ids=(5, 9), count=8, seed=12, max_tokens=64)``.
+    """
+
+    token_ids: tuple[int, ...]
+    count: int
+    seed: int
+    """Of the first; vLLM gives number ``i`` the seed plus ``i``."""
+    max_tokens: int
+
+
 def prompt_seed(seed: int, step: int, key: int) -> int:
     """Of one prompt's group, in [0, 2**62): equal wherever and with whatever it is sampled.
 
     vLLM gives sample ``i`` of the group the seed plus ``i``, so seeds must not be neighbours.
     """
-    text = f"{seed} {step} {key}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 2
+    return _hashed(f"{seed} {step} {key}")
+
+
+def seed_after(seed: int, tokens: int) -> int:
+    """Of a completion that goes on after so many tokens. Its own seed would draw the numbers of
+    its first tokens once more."""
+    return _hashed(f"{seed} after {tokens}") if tokens else seed
 
 
 def draws(request: GenerateRequest) -> int:
@@ -27,9 +47,19 @@ def draws(request: GenerateRequest) -> int:
     return request.group_size if request.sampling.temperature > 0 else 1
 
 
+def first_draw(request: GenerateRequest, index: int) -> Draw:
+    """The whole group of a prompt."""
+    return Draw(
+        token_ids=request.prompt_ids_P[index],
+        count=draws(request),
+        seed=prompt_seed(request.seed, request.step, request.prompt_keys_P[index]),
+        max_tokens=request.sampling.max_tokens,
+    )
+
+
 def body(
     request: GenerateRequest,
-    index: int,
+    draw: Draw,
     *,
     model: str,
     structured_outputs: Mapping[str, Any] | None = None,
@@ -42,10 +72,10 @@ def body(
     sampling = request.sampling
     found: dict[str, Any] = {
         "model": model,
-        "prompt": list(request.prompt_ids_P[index]),
-        "n": draws(request),
-        "seed": prompt_seed(request.seed, request.step, request.prompt_keys_P[index]),
-        "max_tokens": sampling.max_tokens,
+        "prompt": list(draw.token_ids),
+        "n": draw.count,
+        "seed": draw.seed,
+        "max_tokens": draw.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
@@ -88,3 +118,7 @@ def check(request: GenerateRequest, context_length: int | None) -> None:
                 f"{request.sampling.max_tokens} are {total} tokens; the model's context is "
                 f"{context_length}"
             )
+
+
+def _hashed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,13 @@ class Started:
         self.launched = [Launched(plan) for plan in plans]
         self.urls = tuple(plan.url for plan in plans)
         self._restarts = restarts
+        self._lock = threading.Lock()
+        self._ended = False
 
     def start(self) -> None:
         """Start all of them, at once; none is left behind if one cannot be."""
         try:
-            for launched in self.launched:
-                launched.start()
+            self._start(self.launched)
         except BaseException:
             self.stop()
             raise
@@ -52,16 +54,23 @@ class Started:
         if not dead or not self._restarts:
             return
         self._restarts -= 1
-        for launched, _ in dead:
-            launched.start()
+        self._start([launched for launched, _ in dead])
         for launched, member in dead:
             logger.warning("%s has ended and is started again", member.server)
             launched.wait_ready(member.server)
             member.hung = False
 
+    def _start(self, which: Sequence[Launched]) -> None:
+        # Another thread may be starting again what has died while the run ends.
+        with self._lock:
+            for launched in which if not self._ended else ():
+                launched.start()
+
     def stop(self) -> None:
-        for launched in self.launched:
-            launched.stop()
+        with self._lock:
+            self._ended = True
+            for launched in self.launched:
+                launched.stop()
 
 
 def start_servers(settings: LaunchSettings, update: WeightUpdate, folder: Path) -> Started:

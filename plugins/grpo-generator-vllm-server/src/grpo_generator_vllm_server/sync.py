@@ -1,7 +1,7 @@
 """How new weights reach a server: one interface, chosen by what policy and servers can do.
 
-A push is all or nothing. The server is paused first, asked afterwards what it holds, and only
-resumed when that is what it was given.
+A push is all or nothing. The server is asked afterwards what it holds, and only resumed, by whoever
+paused it, when that is what it was given.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class Way(Protocol):
     """One way for weights to travel."""
 
     name: Literal["file", "adapter"]
+    pauses: bool
+    """Whether the server must be paused for a push even if nothing is being sampled."""
 
     def write(self, folder: Path, update: WeightUpdate) -> None:
         """Put the weights where servers can read them."""
@@ -74,7 +76,7 @@ class Way(Protocol):
         """Have a server take them over; the ``policy_version`` that it then says it holds.
 
         Raises:
-            PushError: it has not taken them; it stays paused.
+            PushError: it has not taken them.
             ServerError: it did not answer as it should.
         """
 
@@ -89,6 +91,7 @@ class ByFile:
     """All weights through a folder that both sides see; works for every model and LoRA, merged."""
 
     name: Literal["file", "adapter"] = "file"
+    pauses = True
 
     def __init__(self, dtype: str | None) -> None:
         self._dtype = dtype
@@ -97,7 +100,6 @@ class ByFile:
         write_weights(folder, update, self._dtype)
 
     def push(self, server: Server, published: Published, seconds: float) -> int:
-        server.post("/pause?mode=abort", None, seconds=seconds)
         found = server.rpc(
             "grpo_load", seconds=seconds, path=str(published.folder), mark=published.mark
         )
@@ -116,7 +118,6 @@ class ByFile:
             raise PushError(
                 f"{server}: was given policy version {published.policy_version} and holds {version}"
             )
-        server.post("/resume", None, seconds=seconds)
         return version
 
     def held(self, server: Server, published: Published) -> int | None:
@@ -133,6 +134,7 @@ class ByAdapter:
     """LoRA's matrices alone, under a new name each time; the base is never sent again."""
 
     name: Literal["file", "adapter"] = "adapter"
+    pauses = False
 
     def write(self, folder: Path, update: WeightUpdate) -> None:
         write_adapter(folder, update)

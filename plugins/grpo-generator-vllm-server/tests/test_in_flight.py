@@ -1,0 +1,207 @@
+"""Weights that change while completions are being sampled, on real engines."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grpo_core.types import Completion, GeneratedGroup, GenerateRequest
+from grpo_generator_vllm_server import VLLMServerGenerator
+from grpo_generator_vllm_server.errors import NoServerLeftError
+
+pytestmark = pytest.mark.vllm
+
+CLOSE = 5e-5
+"""Nats between two implementations in float32; measured 4e-6."""
+
+
+class Sampled(threading.Thread):
+    """Consumes one request in a thread of its own."""
+
+    def __init__(self, generator: VLLMServerGenerator, request: GenerateRequest) -> None:
+        super().__init__(daemon=True)
+        self.generator, self.request = generator, request
+        self.found: list[GeneratedGroup] = []
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for group in self.generator.generate(self.request):
+                self.found.append(group)
+        except BaseException as error:
+            self.error = error
+
+    def groups(self, seconds: float = 120) -> list[GeneratedGroup]:
+        self.join(seconds)
+        assert not self.is_alive(), "it hangs"
+        if self.error is not None:
+            raise self.error
+        assert sorted(g.index for g in self.found) == list(range(len(self.request.prompt_ids_P)))
+        return sorted(self.found, key=lambda group: group.index)
+
+
+@pytest.fixture
+def long_request(make_request) -> Callable[..., GenerateRequest]:
+    """Some seconds of sampling: nothing but the length ends a completion."""
+
+    def make(**changes: Any) -> GenerateRequest:
+        sampling = {"max_tokens": 240, "temperature": 0.8, **changes.pop("sampling", {})}
+        return make_request(**{"eos_token_ids": (), "sampling": sampling, **changes})
+
+    return make
+
+
+def until_sampling(generator: VLLMServerGenerator, seconds: float = 0.6) -> None:
+    """Until requests are on the servers, and have some tokens."""
+    end = time.monotonic() + 20
+    while not any(member.gate.inside for member in generator._fleet.members):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(seconds)
+
+
+@torch.no_grad()
+def own_logprobs(
+    model: torch.nn.Module, prompt: Sequence[int], completion: Completion, temperature: float
+) -> torch.Tensor:
+    row = torch.tensor([[*prompt, *completion.token_ids]])
+    logits = model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    logp = (logits.double() / temperature).log_softmax(-1)
+    return logp.gather(1, row[0, len(prompt) :, None]).squeeze(1)
+
+
+def versions_of(group: GeneratedGroup, completion: Completion) -> list[int]:
+    return list(completion.policy_versions or [group.policy_version] * len(completion.token_ids))
+
+
+def require_exact(
+    models: dict[int, torch.nn.Module], request: GenerateRequest, groups: list[GeneratedGroup]
+) -> set[tuple[int, ...]]:
+    """Each token's log-prob is that of the version it names; which versions occur together."""
+    seen = set()
+    for group in groups:
+        assert len(group.completions_G) == request.group_size
+        for completion in group.completions_G:
+            versions = versions_of(group, completion)
+            assert versions == sorted(versions)
+            seen.add(tuple(sorted(set(versions))))
+            said = torch.tensor(completion.logprobs, dtype=torch.float64)
+            for version in set(versions):
+                own = own_logprobs(
+                    models[version],
+                    request.prompt_ids_P[group.index],
+                    completion,
+                    request.sampling.temperature,
+                )
+                at = torch.tensor([v == version for v in versions])
+                assert float((own - said)[at].abs().max()) < CLOSE, version
+    return seen
+
+
+@pytest.mark.parametrize("way", ["file", "adapter"])
+def test_completions_go_on_under_new_weights_and_say_which_token_is_whose(
+    make_generator, load_policy, long_request, move, engine, adapter_engine, way: str
+) -> None:
+    server = engine if way == "file" else adapter_engine
+    lora = {"lora_rank": 8, "folder": Path(server.plan.model)} if way == "adapter" else {}
+    model, update = load_policy(**lora)
+    models: dict[int, Any] = {}
+    generator = make_generator(server, sync=way)
+    assert generator.samples_apart
+    assert generator.syncs_in_flight
+    for version in (0, 1, 2):
+        models[version] = deepcopy(model)
+        if version == 0:
+            assert generator.sync(update(0)) == 0
+            # Two threads, as training and evaluation may be.
+            requests = [long_request(), long_request(step=1, seed=8, group_size=3)]
+            threads = [Sampled(generator, request) for request in requests]
+        else:
+            until_sampling(generator)
+            assert generator.sync(update(version)) == version
+        move(model, "lora_" if lora else "")
+    seen = set()
+    for thread, request in zip(threads, requests, strict=True):
+        seen |= require_exact(models, request, thread.groups())
+        for group in thread.found:
+            for completion in group.completions_G:
+                assert len(completion.token_ids) == 240
+                assert completion.finish_reason == "length"
+    # Some began under the first weights and ended under the last.
+    assert {max(versions) - min(versions) for versions in seen} & {1, 2}, seen
+    # Afterwards everything is the newest, and says so once.
+    (group,) = generator.generate(long_request(prompt_ids_P=((9, 8),), sampling={"max_tokens": 8}))
+    assert group.policy_version == 2
+    assert {c.policy_versions for c in group.completions_G} == {None}
+
+
+def test_closing_ends_what_other_threads_sample(make_generator, load_policy, long_request) -> None:
+    generator = make_generator()
+    generator.sync(load_policy()[1](0))
+    thread = Sampled(generator, long_request(sampling={"max_tokens": 1000}))
+    until_sampling(generator)
+    started = time.monotonic()
+    generator.close()
+    with pytest.raises(NoServerLeftError, match="has been closed"):
+        thread.groups(10)
+    assert time.monotonic() - started < 5
+    # The server does not go on for nobody: another has it at once.
+    other = make_generator()
+    other.sync(load_policy()[1](0))
+    started = time.monotonic()
+    list(other.generate(long_request(sampling={"max_tokens": 4})))
+    assert time.monotonic() - started < 2
+
+
+def test_a_grammar_is_not_interrupted(make_generator, load_policy, long_request, move) -> None:
+    model, update = load_policy()
+    generator = make_generator(structured_outputs={"regex": "[0-9]{60}"})
+    assert not generator.syncs_in_flight
+    generator.sync(update(0))
+    thread = Sampled(generator, long_request(sampling={"max_tokens": 60}))
+    until_sampling(generator, 0.1)
+    move(model)
+    assert generator.sync(update(1)) == 1
+    decode = update(0).tokenizer.decode
+    for group in thread.groups():
+        assert group.policy_version in (0, 1)
+        for completion in group.completions_G:
+            assert completion.policy_versions is None
+            assert decode(list(completion.token_ids)).replace(" ", "").isdigit()
+
+
+def test_stop_strings_end_where_they_would_have(make_generator, load_policy, long_request) -> None:
+    """The same weights under two versions: what is interrupted must stop as what is not."""
+    _, update = load_policy()
+    generator = make_generator()
+    generator.sync(update(0))
+    decode = update(0).tokenizer.decode
+    shown = [
+        decode(list(c.token_ids))
+        for g in generator.generate(long_request())
+        for c in g.completions_G
+    ]
+    # Of several tokens each; vLLM takes four at most.
+    stops = tuple(dict.fromkeys(text[160:164] for text in shown))[:4]
+    request = long_request(sampling={"stop": stops})
+    thread = Sampled(generator, request)
+    for version in range(1, 6):
+        until_sampling(generator, 0.15)
+        generator.sync(update(version))
+        if not thread.is_alive():
+            break
+    for group in thread.groups():
+        for completion in group.completions_G:
+            text = decode(list(completion.token_ids))
+            before = decode(list(completion.token_ids[:-1]))
+            assert not any(stop in before for stop in stops)
+            stopped = any(stop in text for stop in stops)
+            assert completion.finish_reason == ("stop" if stopped else "length")
