@@ -98,6 +98,9 @@ class Generator(Protocol):
     ``close`` ends what it is doing there. ``syncs_in_flight = True`` promises besides that ``sync``
     may be called meanwhile from the main thread: completions that are not finished then go on with
     the new weights, and say which token came from which (``Completion.policy_versions``).
+
+    Optionally ``metrics() -> Mapping[str, float]`` tells of the latest sync, under names such as
+    ``sync/bytes``; of several processes the greatest value counts.
     """
 
     def sync(self, update: WeightUpdate) -> int:

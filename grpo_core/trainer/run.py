@@ -177,6 +177,10 @@ class Run:
                 f"{self.label_of('generator', self.generator)} holds policy version {held} after "
                 f"being given version {self.policy.version}: it would sample from old weights"
             )
+        if hasattr(self.generator, "metrics"):
+            with self.attributed("generator", self.generator, "metrics"):
+                for name, value in self.generator.metrics().items():
+                    self.metrics.maximum(name, value)
         if self.policy.is_main:
             self.lifecycle.weights_synced(
                 WeightsSynced(step=step, policy_version=held, seconds=self.metrics.seconds("sync"))

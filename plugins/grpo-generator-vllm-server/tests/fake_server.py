@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 Answer = tuple[int, Any]
@@ -25,6 +26,7 @@ class FakeServer:
         self.logprobs_mode = "processed_logprobs"
         self.extension = True
         self.lora_rank = 0
+        self.shares_folder = True
         self.held: str | None = None
         self.weight_version = "default"
         self.adapters: dict[str, str] = {}
@@ -131,7 +133,12 @@ class FakeServer:
                 return 200, {"results": [{"error": self.push_error, "applied": False}]}
             self.held = self.stuck_version or body["kwargs"]["mark"]
             return 200, {"results": [{"held": self.held}]}
+        if body["method"] == "grpo_sees":
+            path, text = Path(body["kwargs"]["path"]), body["kwargs"]["text"]
+            sees = self.shares_folder and path.read_text() == text
+            return 200, {"results": [{"sees": sees}]}
         facts = {
+            "device": "cpu",
             "rank": 0,
             "held": self.held,
             "broken": None,

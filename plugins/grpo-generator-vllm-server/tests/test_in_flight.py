@@ -106,11 +106,11 @@ def require_exact(
     return seen
 
 
-@pytest.mark.parametrize("way", ["file", "adapter"])
+@pytest.mark.parametrize("way", ["file", "broadcast", "adapter"])
 def test_completions_go_on_under_new_weights_and_say_which_token_is_whose(
     make_generator, load_policy, long_request, move, engine, adapter_engine, way: str
 ) -> None:
-    server = engine if way == "file" else adapter_engine
+    server = adapter_engine if way == "adapter" else engine
     lora = {"lora_rank": 8, "folder": Path(server.plan.model)} if way == "adapter" else {}
     model, update = load_policy(**lora)
     models: dict[int, Any] = {}

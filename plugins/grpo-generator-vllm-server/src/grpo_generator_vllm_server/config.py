@@ -91,15 +91,26 @@ class VLLMServerConfig(Settings):
         ">=0.32,<0.33",
         description="Versions of vLLM that are accepted; the default are those tested.",
     )
-    sync: Literal["auto", "file", "adapter"] = Field(
+    sync: Literal["auto", "file", "adapter", "broadcast"] = Field(
         "auto",
-        description="How weights arrive: file is all of them through a folder, adapter only those "
-        "of LoRA; auto is adapter where policy and servers have LoRA.",
+        description="How weights arrive: file is all of them through a folder, broadcast all of "
+        "them over the network, adapter only those of LoRA. auto is adapter where policy and "
+        "servers have LoRA, broadcast where the servers do not see sync_folder, else file.",
     )
     sync_folder: str | None = Field(
         None,
         description="A folder that the servers see under the same name; null is in the run's. "
         "/dev/shm is fastest on one machine.",
+    )
+    broadcast_host: str | None = Field(
+        None,
+        description="Address of this machine that the servers can reach, for sync: broadcast; "
+        "null is loopback, which servers on this machine can.",
+    )
+    broadcast_backend: Literal["auto", "gloo", "nccl"] = Field(
+        "auto",
+        description="auto is nccl where policy and servers are on GPUs, which must be other ones, "
+        "else gloo, which goes through the host's memory.",
     )
     requests_at_once: int = Field(
         64, ge=1, description="Most prompts that one server has at a time; others wait here."

@@ -66,6 +66,7 @@ def first_contact(server: Server, versions: str) -> Facts:
         dtype=str(facts["dtype"]),
         logprobs_mode=str(facts["logprobs_mode"]),
         lora_rank=int(facts["lora_rank"]),
+        device=str(facts["device"]),
     )
 
 

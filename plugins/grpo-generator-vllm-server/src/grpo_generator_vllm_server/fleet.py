@@ -80,6 +80,8 @@ class Fleet:
     at_once: int
     attempts: int
     revive: Callable[[], None] = field(default=lambda: None)
+    interrupted: int = 0
+    """Completions that the latest sync has cut off."""
     sampling: int = 0
     """Requests for groups that are not yet answered in full."""
     closed: threading.Event = field(default_factory=threading.Event)

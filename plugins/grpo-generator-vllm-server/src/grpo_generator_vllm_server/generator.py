@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from grpo_core.errors import SyncError
 from grpo_core.policy import base_of, context_length
 from grpo_generator_vllm_server import request as requests
+from grpo_generator_vllm_server.choice import choose, shares_folder
 from grpo_generator_vllm_server.client import Server
 from grpo_generator_vllm_server.config import VLLMServerConfig
 from grpo_generator_vllm_server.contact import first_contact
@@ -28,8 +29,9 @@ from grpo_generator_vllm_server.quiet import Patience, quiet
 from grpo_generator_vllm_server.ranks import on_main_rank
 from grpo_generator_vllm_server.sampling import Sampling, Terms, decoder
 from grpo_generator_vllm_server.start import Started, start_servers
-from grpo_generator_vllm_server.sync import Published, Way, choose, clear_older
+from grpo_generator_vllm_server.sync import Published, Way, clear_older
 from grpo_generator_vllm_server.token import read_token
+from grpo_generator_vllm_server.weights import Sent
 
 if TYPE_CHECKING:
     from grpo_core.protocols import BuildContext
@@ -71,6 +73,7 @@ class VLLMServerGenerator:
         self._way: Way | None = None
         self._published: Published | None = None
         self._terms: Terms | None = None
+        self._sent: Sent | None = None
         self._folder: Path | None = None
         self._writes = False
         """Whether this process is the one that publishes weights."""
@@ -113,6 +116,16 @@ class VLLMServerGenerator:
                     self._follow(member, *given[member.server.url])
             return held
 
+    def metrics(self) -> dict[str, float]:
+        """Of the latest sync; see ``grpo_core.protocols.Generator``."""
+        if self._sent is None or self._fleet is None:
+            return {}
+        usable = self._fleet.usable
+        return self._sent.metrics() | {
+            "sync/servers": float(len(usable)),
+            "sync/interrupted": float(self._fleet.interrupted),
+        }
+
     def _publish(self, update: WeightUpdate) -> tuple[tuple[str, ...], str | None, Way, Published]:
         """Put the weights where servers find them; sampling goes on."""
         if self._fleet is None:
@@ -122,14 +135,18 @@ class VLLMServerGenerator:
         if not any(met):
             self._fleet_or_fail().require_any()
         if self._way is None:
-            known = [m.facts for m in members if m.facts is not None]
-            self._way = choose(self._config.sync, update, known)
+            self._way = choose(
+                self._config,
+                update,
+                [m.facts for m in members if m.facts is not None],
+                lambda: shares_folder(self._sync_folder(), [m.server for m in members if m.met]),
+            )
         mark = f"{self._run}.v{update.policy_version}"
         published = self._published
         if published is None or published.mark != mark:
             folder = self._sync_folder() / mark
             self._writes = True
-            self._way.write(folder, update)
+            self._sent = self._way.write(folder, update)
             published = Published(
                 policy_version=update.policy_version, mark=mark, folder=folder, way=self._way.name
             )

@@ -43,6 +43,7 @@ def quiet(fleet: Fleet, way: Way | None, patience: Patience) -> Iterator[None]:
     Raises:
         SyncError: requests do not end, or a server holds other weights than it was given.
     """
+    fleet.interrupted = 0
     for member in fleet.members:
         member.gate.shut()
         if member.out is not None:

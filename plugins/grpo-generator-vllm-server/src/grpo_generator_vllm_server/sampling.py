@@ -110,6 +110,8 @@ class Sampling:
                 may_be_cut=member.gate.is_shut,
             )
             pieces = answer.pieces(found, draw, expected, server=member.server)
+            with self._fleet.lock:
+                self._fleet.interrupted += sum(piece.finish is None for piece in pieces)
         group.take(members, pieces, published.policy_version)
 
     def _require_unchanged(self) -> None:

@@ -6,22 +6,20 @@ paused it, when that is what it was given.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from grpo_core.errors import ConfigError
 from grpo_generator_vllm_server.errors import PushError, ServerError
-from grpo_generator_vllm_server.weights import adapter_rank, write_adapter, write_weights
+from grpo_generator_vllm_server.weights import Sent, write_adapter, write_weights
 
 if TYPE_CHECKING:
     from grpo_core.types import WeightUpdate
     from grpo_generator_vllm_server.client import Server
 
-logger = logging.getLogger(__name__)
+WayName = Literal["file", "adapter", "broadcast"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +27,7 @@ class Facts:
     """What a server says of itself.
 
     Example: ``Facts(version="0.32.0", served="policy", dtype="float32",
-    logprobs_mode="processed_logprobs", lora_rank=16)``.
+    logprobs_mode="processed_logprobs", lora_rank=16, device="cuda")``.
     """
 
     version: str
@@ -39,6 +37,8 @@ class Facts:
     logprobs_mode: str
     lora_rank: int
     """Largest rank of adapters that it takes; 0 is none."""
+    device: str
+    """``cpu``, ``cuda`` ..."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class Published:
     mark: str
     """Unique to this run and version; what servers must say that they hold."""
     folder: Path
-    way: Literal["file", "adapter"]
+    way: WayName
 
     def version_in(self, mark: object) -> int | None:
         """The policy version that a mark of this run names."""
@@ -65,12 +65,12 @@ class Published:
 class Way(Protocol):
     """One way for weights to travel."""
 
-    name: Literal["file", "adapter"]
+    name: WayName
     pauses: bool
     """Whether the server must be paused for a push even if nothing is being sampled."""
 
-    def write(self, folder: Path, update: WeightUpdate) -> None:
-        """Put the weights where servers can read them."""
+    def write(self, folder: Path, update: WeightUpdate) -> Sent:
+        """Put the weights where servers can have them, now or when they are back."""
 
     def push(self, server: Server, published: Published, seconds: float) -> int:
         """Have a server take them over; the ``policy_version`` that it then says it holds.
@@ -90,24 +90,41 @@ class Way(Protocol):
 class ByFile:
     """All weights through a folder that both sides see; works for every model and LoRA, merged."""
 
-    name: Literal["file", "adapter"] = "file"
+    name: WayName = "file"
     pauses = True
 
     def __init__(self, dtype: str | None) -> None:
-        self._dtype = dtype
+        self.dtype = dtype
 
-    def write(self, folder: Path, update: WeightUpdate) -> None:
-        write_weights(folder, update, self._dtype)
+    def write(self, folder: Path, update: WeightUpdate) -> Sent:
+        return write_weights(folder, update, self.dtype)
 
     def push(self, server: Server, published: Published, seconds: float) -> int:
-        found = server.rpc(
-            "grpo_load", seconds=seconds, path=str(published.folder), mark=published.mark
+        self._ask(
+            *(server, published, "grpo_load", seconds),
+            path=str(published.folder),
+            mark=published.mark,
         )
+        return self._settle(server, published, seconds)
+
+    def _ask(
+        self, server: Server, published: Published, method: str, seconds: float, **arguments: Any
+    ) -> list[Any]:
+        """Call a method of every worker.
+
+        Raises:
+            PushError: one of them says that it could not.
+        """
+        found = server.rpc(method, seconds=seconds, **arguments)
         errors = [str(f["error"]) for f in found if isinstance(f, dict) and "error" in f]
         if errors:
             raise PushError(
                 f"{server}: has not taken policy version {published.policy_version}: {errors[0]}"
             )
+        return found
+
+    def _settle(self, server: Server, published: Published, seconds: float) -> int:
+        """Forget what the old weights left behind; the version that the server says it holds."""
         # Keys and values of the old weights would be found by the new ones (vLLM's default is to
         # keep them across a reload).
         if server.post("/reset_prefix_cache", None, seconds=seconds).get("success") is not True:
@@ -133,11 +150,11 @@ class ByFile:
 class ByAdapter:
     """LoRA's matrices alone, under a new name each time; the base is never sent again."""
 
-    name: Literal["file", "adapter"] = "adapter"
+    name: WayName = "adapter"
     pauses = False
 
-    def write(self, folder: Path, update: WeightUpdate) -> None:
-        write_adapter(folder, update)
+    def write(self, folder: Path, update: WeightUpdate) -> Sent:
+        return write_adapter(folder, update)
 
     def push(self, server: Server, published: Published, seconds: float) -> int:
         names = _adapters(server)
@@ -179,37 +196,6 @@ class ByAdapter:
 
     def served_as(self, facts: Facts, published: Published) -> str:
         return published.mark
-
-
-def choose(asked: str, update: WeightUpdate, facts: list[Facts]) -> Way:
-    """The way for this policy and these servers, said in the log.
-
-    Raises:
-        ConfigError: ``adapter`` is asked for, and policy or servers cannot do it.
-    """
-    rank = adapter_rank(update)
-    least = min(f.lora_rank for f in facts)
-    dtypes = {f.dtype for f in facts}
-    by_file = ByFile(dtypes.pop() if len(dtypes) == 1 else None)
-    if asked == "adapter" and rank is None:
-        raise ConfigError("generator.sync is 'adapter', but the policy has none; set model.lora")
-    if asked == "adapter" and (rank or 0) > least:
-        raise ConfigError(
-            f"generator.sync is 'adapter' with rank {rank}, but the servers take ranks up to "
-            f"{least}; start them with grpo serve --lora-rank {rank}"
-        )
-    if rank is None or asked == "file":
-        logger.info("weights reach vLLM by file: all of them, in %s", by_file._dtype or "their own")
-        return by_file
-    if rank > least:
-        logger.warning(
-            "weights reach vLLM by file, merged, although only an adapter of rank %d is trained: "
-            "the servers take ranks up to %d; start them with grpo serve --lora-rank %d",
-            *(rank, least, rank),
-        )
-        return by_file
-    logger.info("weights reach vLLM by adapter: LoRA of rank %d, the base stays as it is", rank)
-    return ByAdapter()
 
 
 def clear_older(published: Published) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,24 +22,64 @@ FILE_BYTES = 4 * 2**30
 """Tensors are collected up to this size, so that a large model is never in memory twice."""
 
 
-def write_weights(folder: Path, update: WeightUpdate, dtype: str | None) -> None:
-    """Write all weights and their manifest; ``folder`` is complete or absent.
+@dataclass
+class Sent:
+    """What a sync has sent, and what the server's precision has taken from it."""
+
+    bytes: int = 0
+    tensors: int = 0
+    rounded: list[float] = field(default_factory=list)
+    """Of each tensor that was rounded, the norm of the change over its own norm."""
+
+    def metrics(self) -> dict[str, float]:
+        found = {"sync/bytes": float(self.bytes)}
+        if self.rounded:
+            found["sync/rounding_max"] = max(self.rounded)
+            found["sync/rounding_mean"] = sum(self.rounded) / len(self.rounded)
+        return found
+
+
+def sent_tensors(
+    update: WeightUpdate, dtype: str | None, sent: Sent
+) -> Iterator[tuple[str, Tensor]]:
+    """All weights as they travel, on the CPU, a tied head by its own name too.
 
     Args:
         dtype: what the server computes in: wider weights are rounded to it here, as it would, and
             half the bytes travel. ``None`` leaves them as they are.
+        sent: is told of each.
     """
     import torch
-    from safetensors.torch import save_file
 
     target = None if dtype is None else cast("torch.dtype", getattr(torch, dtype))
+    for name, tensor in _with_head(update):
+        kept = tensor.detach()
+        if target and kept.is_floating_point() and kept.element_size() > target.itemsize:
+            rounded = kept.to(target)
+            norm = float(kept.norm())
+            if norm:
+                sent.rounded.append(float((rounded.to(kept.dtype) - kept).norm()) / norm)
+            kept = rounded
+        sent.tensors += 1
+        sent.bytes += kept.nbytes
+        # A copy, as two names may share their memory, which the format does not allow, and the
+        # policy goes on to change.
+        yield name, kept.to("cpu", copy=True).contiguous()
+
+
+def write_weights(folder: Path, update: WeightUpdate, dtype: str | None) -> Sent:
+    """Write all weights and their manifest; ``folder`` is complete or absent. ``dtype`` as in
+    ``sent_tensors``."""
+    from safetensors.torch import save_file
+
+    sent = Sent()
     staging = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     listed: dict[str, tuple[str, list[int]]] = {}
     files: dict[str, int] = {}
     try:
-        for shard in _shards(_with_head(update), target):
+        for shard in _shards(sent_tensors(update, dtype, sent)):
             name = f"weights-{len(files):05d}.safetensors"
             save_file(shard, staging / name)
             files[name] = (staging / name).stat().st_size
@@ -56,9 +97,10 @@ def write_weights(folder: Path, update: WeightUpdate, dtype: str | None) -> None
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    return sent
 
 
-def write_adapter(folder: Path, update: WeightUpdate) -> None:
+def write_adapter(folder: Path, update: WeightUpdate) -> Sent:
     """Write the LoRA adapter alone, in PEFT's format; ``folder`` is complete or absent."""
     staging = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
@@ -71,6 +113,7 @@ def write_adapter(folder: Path, update: WeightUpdate) -> None:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    return Sent(bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")))
 
 
 def adapter_rank(update: WeightUpdate) -> int | None:
@@ -104,20 +147,12 @@ def _embedding_name(base: Any) -> str:
     return next(f"{n}.weight" for n, m in base.named_modules() if m is embedding)
 
 
-def _shards(
-    tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype | None
-) -> Iterator[dict[str, Tensor]]:
+def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors:
-        kept = tensor.detach()
-        if dtype is not None and kept.is_floating_point() and kept.element_size() > dtype.itemsize:
-            kept = kept.to(dtype)
-        # A clone, as two names may share their memory, which the format does not allow, and a
-        # merged adapter is taken out again when the iterator moves on.
-        kept = kept.to("cpu", copy=True).contiguous()
-        shard[name] = kept
-        size += kept.nbytes
+        shard[name] = tensor
+        size += tensor.nbytes
         if size >= FILE_BYTES:
             yield shard
             shard, size = {}, 0

@@ -1,4 +1,5 @@
-"""Worker extension for `vllm serve --worker-extension-cls`: weights from a folder, all or none.
+"""Worker extension for `vllm serve --worker-extension-cls`: weights from a folder or over a process
+group, all or none.
 
 vLLM's own reload takes what it is given: a partial stream is accepted with a warning, a wrong shape
 leaves the engine broken for good, and with tied embeddings on a CPU the head stays old unless it is
@@ -10,15 +11,21 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
 HEAD = "lm_head.weight"
 
+ALIGNMENT = 64
+"""Every tensor begins at a multiple of so many bytes of its bucket."""
+
 Shapes = dict[str, list[int]]
+Answer = dict[str, Any]
 
 if "vllm" in sys.modules:
     # In a worker, which imports this before it loads the model, with this folder on its path.
@@ -36,6 +43,9 @@ class GRPOWorker:
     rank: int
     reload_weights: Any
     """These four are the worker's own."""
+    _grpo_group: Any
+    _grpo_manifest: dict[str, Any] | None
+    _grpo_buckets: list[Any]
 
     def grpo_held(self) -> dict[str, Any]:
         """Which weights this worker has, and facts of the engine."""
@@ -51,17 +61,99 @@ class GRPOWorker:
             "max_model_len": int(config.model_config.max_model_len),
             "vocabulary": int(config.model_config.get_vocab_size()),
             "lora_rank": int(lora.max_lora_rank) if lora else 0,
+            "device": str(config.device_config.device_type),
         }
 
-    def grpo_load(self, path: str, mark: str) -> dict[str, Any]:
+    def grpo_sees(self, path: str, text: str) -> dict[str, Any]:
+        """Whether a file is here as well, with this text."""
+        try:
+            return {"sees": Path(path).read_text("utf-8") == text}
+        except (OSError, UnicodeDecodeError):
+            return {"sees": False}
+
+    def grpo_load(self, path: str, mark: str) -> Answer:
         """Take over the weights in ``path``; ``mark`` is what ``grpo_held`` then says."""
+
+        def read() -> dict[str, Any]:
+            tensors = read_complete(Path(path))
+            self._grpo_require_fit({n: list(t.shape) for n, t in tensors.items()})
+            return tensors
+
+        return self._grpo_take_over(read, mark)
+
+    # -- over a process group: expect, join, receive each bucket, apply --------------------------
+
+    def grpo_expect(self, manifest: dict[str, Any]) -> Answer:
+        """Compare what will be sent with the model, before anything is sent."""
+        self._grpo_drop()
+        try:
+            require_layout(manifest)
+            self._grpo_require_fit({n: t[1] for n, t in manifest["tensors"].items()})
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}", "applied": False}
+        self._grpo_manifest = manifest
+        return {"ready": True}
+
+    def grpo_join(
+        self, host: str, port: int, name: str, world: int, backend: str, limit: float
+    ) -> Answer:
+        """Enter the group whose rank 0 is the trainer."""
+        try:
+            self._grpo_group = join(
+                (host, port), name, self.rank + 1, world, backend, limit, listening=None
+            )
+        except Exception as error:
+            self._grpo_drop()
+            return {"error": f"{type(error).__name__}: {error}", "applied": False}
+        return {"joined": True}
+
+    def grpo_receive(self, number: int) -> Answer:
+        """Receive one bucket into memory; the model stays as it is."""
+        import torch
+
+        manifest = getattr(self, "_grpo_manifest", None)
+        group = getattr(self, "_grpo_group", None)
+        try:
+            if manifest is None or group is None or len(self._grpo_buckets) != number:
+                raise RuntimeError(f"bucket {number} is not what is due")
+            size = manifest["buckets"][number]
+            cuda = str(self.vllm_config.device_config.device_type) == "cuda"
+            on = "cuda" if cuda and "NCCL" in type(group).__name__ else "cpu"
+            bucket = torch.empty(size, dtype=torch.uint8, device=on)
+            broadcast(group, bucket)
+            # Kept in the host's memory: a GPU has no room for its weights twice.
+            self._grpo_buckets.append(bucket.cpu())
+        except Exception as error:
+            # The trainer's end of a group that is left fails at once, not at its time limit.
+            self._grpo_drop()
+            return {"error": f"{type(error).__name__}: {error}", "applied": False}
+        return {"received": number}
+
+    def grpo_apply(self, mark: str) -> Answer:
+        """Take over what was received, all of it or nothing."""
+        manifest, buckets = (
+            getattr(self, "_grpo_manifest", None),
+            getattr(self, "_grpo_buckets", []),
+        )
+        self._grpo_drop()
+
+        def unpacked() -> dict[str, Any]:
+            if manifest is None or len(buckets) != len(manifest["buckets"]):
+                raise RuntimeError(f"{len(buckets)} buckets were received, which is not all")
+            return dict(unpack(manifest, buckets))
+
+        return self._grpo_take_over(unpacked, mark)
+
+    def _grpo_drop(self) -> None:
+        self._grpo_group, self._grpo_manifest, self._grpo_buckets = None, None, []
+
+    # -- either way ------------------------------------------------------------------------------
+
+    def _grpo_take_over(self, read: Callable[[], Mapping[str, Any]], mark: str) -> Answer:
         self._grpo_held: str | None = getattr(self, "_grpo_held", None)
         self._grpo_broken: str | None = getattr(self, "_grpo_broken", None)
         try:
-            tensors = read_complete(Path(path))
-            expected = self._grpo_expected()
-            if expected is not None:
-                require_same(expected, {n: list(t.shape) for n, t in tensors.items()})
+            tensors = read()
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}", "applied": False}
         # From here to the last line the model is neither the old nor the new one.
@@ -74,6 +166,11 @@ class GRPOWorker:
         self._grpo_held, self._grpo_broken = mark, None
         return {"held": mark}
 
+    def _grpo_require_fit(self, shapes: Shapes) -> None:
+        expected = self._grpo_expected()
+        if expected is not None:
+            require_same(expected, shapes)
+
     def _grpo_expected(self) -> Shapes | None:
         """Names and shapes of the checkpoint that the server was started with."""
         found: Shapes | None = getattr(self, "_grpo_names", None)
@@ -81,6 +178,91 @@ class GRPOWorker:
             model = self.vllm_config.model_config
             found = self._grpo_names = checkpoint_shapes(str(model.model), model.revision)
         return found
+
+
+def join(
+    at: tuple[str, int],
+    name: str,
+    rank: int,
+    world: int,
+    backend: str,
+    seconds: float,
+    *,
+    listening: int | None,
+) -> Any:
+    """A process group apart from the default one, which in both processes is somebody else's.
+
+    Args:
+        at: host and port of the store, which is rank 0's.
+        name: of the group; nobody who does not know it takes part by mistake.
+        seconds: longest wait for the others, and then for each bucket.
+        listening: rank 0's socket for the store.
+    """
+    # Not all of what is used here is in torch's own type information.
+    c10d: Any = importlib.import_module("torch.distributed")
+    limit = timedelta(seconds=seconds)
+    more = {} if listening is None else {"master_listen_fd": listening}
+    store = c10d.TCPStore(*at, None, listening is not None, limit, wait_for_workers=False, **more)
+    named = c10d.PrefixStore(name, store)
+    if backend == "nccl":
+        options = c10d.ProcessGroupNCCL.Options()
+        options._timeout = limit
+        return c10d.ProcessGroupNCCL(named, rank, world, options)
+    options = c10d.ProcessGroupGloo._Options()
+    # Gloo listens too: where the store can be reached, not on every address of the machine.
+    options._devices = [c10d.ProcessGroupGloo.create_device(hostname=_address_towards(*at))]
+    options._timeout = limit
+    options._threads = 2
+    return c10d.ProcessGroupGloo(named, rank, world, options)
+
+
+def broadcast(group: Any, bucket: Any) -> None:
+    """From rank 0 to the others; returns when this rank's part is done."""
+    import torch
+    from torch.distributed import BroadcastOptions
+
+    options = BroadcastOptions()
+    options.rootRank = options.rootTensor = 0
+    group.broadcast([bucket], options).wait()
+    if bucket.is_cuda:
+        torch.cuda.synchronize(bucket.device)
+
+
+def require_layout(manifest: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` unless tensors and buckets fit together, byte for byte."""
+    import torch
+
+    tensors, sizes = manifest["tensors"], manifest["buckets"]
+    if len(tensors) != manifest["count"]:
+        raise ValueError(f"the manifest lists {len(tensors)} of {manifest['count']} tensors")
+    ends = [0] * len(sizes)
+    for name, (dtype, shape, bucket, offset) in tensors.items():
+        kind = getattr(torch, dtype, None)
+        if not isinstance(kind, torch.dtype):
+            raise ValueError(f"{name} has dtype {dtype!r}, which is none")
+        if not 0 <= bucket < len(sizes) or offset % ALIGNMENT or offset < ends[bucket]:
+            raise ValueError(f"{name} lies at byte {offset} of bucket {bucket}, over another")
+        ends[bucket] = offset + torch.Size(shape).numel() * kind.itemsize
+        if ends[bucket] > sizes[bucket]:
+            raise ValueError(f"{name} ends beyond its bucket of {sizes[bucket]} bytes")
+
+
+def unpack(manifest: Mapping[str, Any], buckets: list[Any]) -> Iterator[tuple[str, Any]]:
+    """The tensors, as views of the buckets."""
+    import torch
+
+    for name, (dtype, shape, bucket, offset) in manifest["tensors"].items():
+        kind = getattr(torch, dtype)
+        size = torch.Size(shape).numel() * kind.itemsize
+        yield name, buckets[bucket][offset : offset + size].view(kind).view(shape)
+
+
+def _address_towards(host: str, port: int) -> str:
+    """This machine's address on the way to another, or to itself; nothing is sent."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
 
 
 def read_complete(folder: Path) -> dict[str, Any]:

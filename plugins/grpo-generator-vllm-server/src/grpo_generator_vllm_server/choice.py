@@ -1,0 +1,89 @@
+"""Which way weights travel, by what policy and servers can do."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grpo_core.errors import ConfigError
+from grpo_generator_vllm_server.broadcast import ByBroadcast
+from grpo_generator_vllm_server.client import Server
+from grpo_generator_vllm_server.sync import ByAdapter, ByFile, Facts, Way
+from grpo_generator_vllm_server.weights import adapter_rank
+
+if TYPE_CHECKING:
+    from grpo_core.types import WeightUpdate
+    from grpo_generator_vllm_server.config import VLLMServerConfig
+
+logger = logging.getLogger(__name__)
+
+
+def choose(
+    config: VLLMServerConfig,
+    update: WeightUpdate,
+    facts: Sequence[Facts],
+    shares_folder: Callable[[], bool],
+) -> Way:
+    """The way for this policy and these servers, said in the log.
+
+    Args:
+        shares_folder: whether every server sees ``sync_folder``.
+
+    Raises:
+        ConfigError: what is asked for cannot be done by policy or servers.
+    """
+    asked, rank = config.sync, adapter_rank(update)
+    least = min(f.lora_rank for f in facts)
+    dtypes = {f.dtype for f in facts}
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
+    if asked == "adapter" and rank is None:
+        raise ConfigError("generator.sync is 'adapter', but the policy has none; set model.lora")
+    if asked == "adapter" and (rank or 0) > least:
+        raise ConfigError(
+            f"generator.sync is 'adapter' with rank {rank}, but the servers take ranks up to "
+            f"{least}; start them with grpo serve --lora-rank {rank}"
+        )
+    shared = asked in ("file", "adapter") or (asked == "auto" and shares_folder())
+    if shared and asked != "file" and rank is not None:
+        if rank <= least:
+            logger.info("weights reach vLLM by adapter: LoRA of rank %d, the base stays", rank)
+            return ByAdapter()
+        logger.warning(
+            "weights reach vLLM merged, although only an adapter of rank %d is trained: "
+            "the servers take ranks up to %d; start them with grpo serve --lora-rank %d",
+            *(rank, least, rank),
+        )
+    shown = dtype or "their own precision"
+    if rank is not None:
+        shown += ", LoRA merged"
+    if shared:
+        logger.info("weights reach vLLM by file: all of them, in %s", shown)
+        return ByFile(dtype)
+    backend = _backend(config, update, facts)
+    logger.info("weights reach vLLM by broadcast over %s: all of them, in %s", backend, shown)
+    return ByBroadcast(dtype, backend=backend, host=config.broadcast_host)
+
+
+def _backend(config: VLLMServerConfig, update: WeightUpdate, facts: Sequence[Facts]) -> str:
+    if config.broadcast_backend != "auto":
+        return config.broadcast_backend
+    on_gpus = {f.device for f in facts} | {next(update.model.parameters()).device.type}
+    return "nccl" if on_gpus == {"cuda"} else "gloo"
+
+
+def shares_folder(folder: Path, servers: Sequence[Server]) -> bool:
+    """Whether every worker of every server reads what is written there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe, text = folder / f".{secrets.token_hex(8)}.probe", secrets.token_hex(16)
+    try:
+        probe.write_text(text, "utf-8")
+        return all(
+            answer == {"sees": True}
+            for server in servers
+            for answer in server.rpc("grpo_sees", seconds=30, path=str(probe), text=text)
+        )
+    finally:
+        probe.unlink(missing_ok=True)
