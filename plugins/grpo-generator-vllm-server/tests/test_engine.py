@@ -9,6 +9,7 @@ import httpx2 as httpx
 import psutil
 import pytest
 
+from grpo_core import ModelSettings, Policy
 from grpo_core.errors import SyncError
 from grpo_generator_vllm_server.errors import RequestRefusedError
 from grpo_generator_vllm_server.launch import Launched
@@ -73,6 +74,24 @@ def test_merged_adapters_arrive_by_file(
     generator.sync(update(3))
     request = make_request()
     assert largest_difference(model, request, list(generator.generate(request))) < CLOSE
+
+
+def test_a_qlora_policy_arrives_merged_where_that_is_asked_for(
+    make_generator, make_request, largest_difference, move, engine
+) -> None:
+    """The server then holds what the 4-bit weights stand for, with the adapters."""
+    pytest.importorskip("bitsandbytes")
+    policy = Policy(
+        ModelSettings(path=str(engine.plan.model), lora={"r": 4}, quantization={}), seed=0
+    )
+    move(policy.model, "lora_")
+    generator = make_generator(sync="file")
+    generator.sync(policy.weight_update())
+    request = make_request()
+    found = list(generator.generate(request))
+    assert largest_difference(policy.model, request, found) < 1e-3
+    # In the server's float32 nothing is lost, and nothing is reported.
+    assert "sync/rounding_max" not in generator.metrics()
 
 
 def test_seeds_stops_and_limits(make_generator, load_policy, make_request) -> None:

@@ -126,8 +126,12 @@ def test_a_prefix_cache_that_is_not_reset(
     monkeypatch.setattr(Server, "post", keeps)
     row = {"prompt": "1 +2 *3 -4 " * 40 + "mod 10=?", "answer": "3"}
     (tmp_path / "long.jsonl").write_text(f"{json.dumps(row)}\n" * 8)
+    # Tokens of the completion see the new weights, so the step must be larger to be seen.
     config = write_config(
-        engine, sync="file", task={"name": "dataset", "path": str(tmp_path / "long.jsonl")}
+        engine,
+        sync="file",
+        task={"name": "dataset", "path": str(tmp_path / "long.jsonl")},
+        optimizer={"learning_rate": 0.3},
     )
     assert steps_before_the_stop(config) == 1
 
