@@ -27,6 +27,7 @@ class FakeServer:
         self.extension = True
         self.lora_rank = 0
         self.shares_folder = True
+        self.dtype = "float32"
         self.held: str | None = None
         self.weight_version = "default"
         self.adapters: dict[str, str] = {}
@@ -143,7 +144,7 @@ class FakeServer:
             "held": self.held,
             "broken": None,
             "model": "m",
-            "dtype": "float32",
+            "dtype": self.dtype,
             "logprobs_mode": self.logprobs_mode,
             "lora_rank": self.lora_rank,
             "max_model_len": 99,

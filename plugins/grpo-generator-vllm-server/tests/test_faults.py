@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from grpo_core.errors import ConfigError, DataError, SyncError
 from grpo_core.protocols import BuildContext
@@ -291,6 +292,26 @@ def test_first_contact_says_what_does_not_fit(
     with pytest.raises(ConfigError, match=said) as caught:
         make_generator(servers[0]).sync(update(0))
     assert servers[0].url in str(caught.value)
+
+
+def test_what_a_sync_reports_is_what_the_reference_describes(
+    servers, make_generator, load_policy, move
+) -> None:
+    model, update = load_policy()
+    move(model)
+    servers[0].dtype = servers[1].dtype = "bfloat16"
+    generator = make_generator(*servers)
+    assert generator.metrics() == {}
+    generator.sync(update(0))
+    found = generator.metrics()
+    path = Path(__file__).parents[3] / "docs" / "metrics.yaml"
+    assert set(found) == set(yaml.safe_load(path.read_text("utf-8"))["sync"])
+    assert found["sync/servers"] == 2
+    assert found["sync/interrupted"] == 0
+    # Two bytes for each weight, and for the tied head once more.
+    head = model.get_input_embeddings().weight.numel()
+    assert found["sync/bytes"] == 2 * (sum(p.numel() for p in model.parameters()) + head)
+    assert 0 < found["sync/rounding_mean"] <= found["sync/rounding_max"] < 2**-8
 
 
 def test_builds_of_an_accepted_version_are_accepted(servers, make_generator, update) -> None:
