@@ -101,7 +101,8 @@ def test_servers_that_do_not_see_the_folder_get_a_broadcast(
 
     servers = fake_servers(2)
     servers[1].shares_folder = False
-    config = VLLMServerConfig(urls=tuple(s.url for s in servers), recover_seconds=0)
+    urls = tuple(s.url for s in servers)
+    config = VLLMServerConfig(urls=urls, recover_seconds=0, sync_seconds=1)
     context = BuildContext(role="generator", name="vllm-server", seed=0, run_dir=tmp_path)
     generator = VLLMServerGenerator(config, context)
     with caplog.at_level("INFO"), pytest.raises(SyncError):  # a fake joins no group
