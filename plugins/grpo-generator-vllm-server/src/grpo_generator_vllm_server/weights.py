@@ -38,7 +38,7 @@ def write_weights(folder: Path, update: WeightUpdate, dtype: str | None) -> None
     listed: dict[str, tuple[str, list[int]]] = {}
     files: dict[str, int] = {}
     try:
-        for shard in _shards(_with_head(update), target):
+        for shard in _shards(with_head(update), target):
             name = f"weights-{len(files):05d}.safetensors"
             save_file(shard, staging / name)
             files[name] = (staging / name).stat().st_size
@@ -81,7 +81,7 @@ def adapter_rank(update: WeightUpdate) -> int | None:
     return max(int(getattr(config, "r", 0)) for config in configs.values()) or None
 
 
-def _with_head(update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
+def with_head(update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
     """All weights, and a tied head under its own name too.
 
     With tied embeddings the head is no parameter of its own, but vLLM may keep a repacked copy (on
