@@ -125,7 +125,7 @@ class Engine:
                     ),
                     lora_request=held.adapter,
                 )
-        except (ValueError, TypeError) as error:
+        except Exception as error:
             raise RequestRefusedError(f"vLLM does not take a request: {error}") from error
         self._running.add(name)
         return name
