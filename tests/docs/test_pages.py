@@ -26,6 +26,9 @@ NOT_RUN = {
             "a slow test of grpo-tools runs it and checks what it learns",
         )
     ],
+    "docs/how-to/vllm-colocate.md": [
+        ("pip install 'grpo-core[hf]' 'vllm==0.32.*'      # NVIDIA GPU", "installs vLLM")
+    ],
     "docs/how-to/vllm-server.md": [
         ("python -m venv vllm-venv", "installs vLLM"),
         ("export GRPO_VLLM_TOKEN=$(openssl rand -hex 32)", "serves until it is stopped"),

@@ -15,8 +15,9 @@ IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 """1, which is vLLM's default, puts the engine into a process of its own, where no weights can be
 handed over as they are; vLLM reads it when it is imported, and again later."""
 
-QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-"""No reports to vLLM's makers; its log shares the trainer's screen. What is set already stays."""
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+"""No reports to vLLM's makers. Its log shares the trainer's screen, and warns at every sync of layers
+that have no weights. What is set already stays."""
 
 INSTALL = """\
 generator 'vllm-colocate' runs vLLM in the training process, but vllm is not installed in this \
