@@ -16,8 +16,8 @@ IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 handed over as they are; vLLM reads it when it is imported, and again later."""
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-"""No reports to vLLM's makers. Its log shares the trainer's screen, and warns at every sync of layers
-that have no weights. What is set already stays."""
+"""No reports to vLLM's makers. Its log shares the trainer's screen, and warns at every sync
+of layers that have no weights. What is set already stays."""
 
 INSTALL = """\
 generator 'vllm-colocate' runs vLLM in the training process, but vllm is not installed in this \

@@ -124,7 +124,11 @@ class Adapter:
 
 def _require(engine: Engine, listed: Any, version: int) -> None:
     try:
-        engine.call("grpo_require", listed)
+        if not engine.call("grpo_require", listed):
+            logger.warning(
+                "the vLLM engine of this process was started from a checkpoint without "
+                "safetensors: names and shapes cannot be compared before weights are applied"
+            )
     except ValueError as error:
         raise SyncError(
             f"policy version {version} does not fit the vLLM engine of this process, and nothing "

@@ -36,12 +36,14 @@ class GRPOColocateWorker:
         mark: str | None = getattr(self, "_grpo_mark", None)
         return mark
 
-    def grpo_require(self, listed: Listed) -> None:
-        """Raises ``ValueError`` unless names and shapes are those of the engine's checkpoint."""
+    def grpo_require(self, listed: Listed) -> bool:
+        """Raises ``ValueError`` unless names and shapes are those of the engine's checkpoint;
+        ``False`` where these are not known (no safetensors)."""
         expected = self._grpo_checkpoint()
         if expected is not None:
             shapes = {name: shape for name, (_, shape) in listed.items()}
             require_same(expected, shapes, has="the engine's model has")
+        return expected is not None
 
     def grpo_take(self, tensors: Iterator[tuple[str, Tensor]], listed: Listed, mark: str) -> None:
         """Replace the weights; only afterwards does ``grpo_held`` say ``mark``."""
