@@ -18,9 +18,10 @@ CONTRIB_VENV = .venv-contrib
 # A real vLLM, which needs an environment of its own; `make test ARGS='-m vllm'` then finds it.
 ENGINE = .venv-vllm
 ENGINE_LOCK = plugins/grpo-generator-vllm-server/engine-cpu.lock
+COLOCATE = plugins/grpo-generator-vllm-colocate
 ENGINE_PYTHON = $(or $(GRPO_VLLM_PYTHON),$(wildcard $(CURDIR)/$(ENGINE)/bin/python))
 
-.PHONY: help demo test contrib engine lint types clean
+.PHONY: help demo test contrib engine colocate lint types clean
 .NOTPARALLEL:
 
 help:
@@ -28,6 +29,7 @@ help:
 	@echo "make test     run the tests; ARGS='-k name' chooses some"
 	@echo "make contrib  test and type-check contrib/, in an environment of its own"
 	@echo "make engine   install vLLM for a CPU into $(ENGINE); then make test ARGS='-m vllm'"
+	@echo "make colocate test the engine in the training process, with trainer and vLLM in $(ENGINE)"
 	@echo "make lint     ruff: rules and format"
 	@echo "make types    mypy --strict"
 	@echo "make clean    remove $(VENV) and caches"
@@ -63,6 +65,17 @@ $(ENGINE)/.ready: $(ENGINE_LOCK) | $(BIN)/python
 	$(BIN)/python -m venv $(ENGINE)
 	env -u PYTHONDONTWRITEBYTECODE $(ENGINE)/bin/python -m pip install --quiet --no-deps \
 	  --requirement $(ENGINE_LOCK)
+	@touch $@
+
+colocate: $(ENGINE)/.colocate
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
+	  $(ENGINE)/bin/python -m pytest $(COLOCATE) -m vllm $(ARGS)
+
+# Trainer and vLLM in one environment, with the torch and transformers that vLLM pins.
+$(ENGINE)/.colocate: $(ENGINE)/.ready $(PACKAGES) $(COLOCATE)/beside-vllm.txt
+	env -u PYTHONDONTWRITEBYTECODE $(ENGINE)/bin/python -m pip install --quiet --no-deps \
+	  --constraint constraints.txt --requirement $(COLOCATE)/beside-vllm.txt
+	$(ENGINE)/bin/python -m pip install --quiet --no-deps --editable . $(EDITABLE_PLUGINS)
 	@touch $@
 
 # Environments made by uv have no pip of their own.

@@ -9,6 +9,7 @@ from grpo_core.plugins.registrar import Role
 
 FIRST_PARTY: dict[str, dict[Role, tuple[str, ...]]] = {
     "grpo-generator-hf": {"generator": ("hf",)},
+    "grpo-generator-vllm-colocate": {"generator": ("vllm-colocate",)},
     "grpo-generator-vllm-server": {"generator": ("vllm-server",)},
     "grpo-losses": {
         "loss": (

@@ -26,6 +26,29 @@ NOT_RUN = {
             "a slow test of grpo-tools runs it and checks what it learns",
         )
     ],
+    "docs/how-to/deploy.md": [
+        (
+            'pip install "grpo-core[hf]" grpo-generator-vllm-colocate "vllm==0.32.*"',
+            "needs a GPU with vLLM",
+        ),
+        (
+            'python -m venv vllm-venv && vllm-venv/bin/pip install "vllm==0.32.*"',
+            "needs GPUs and installs vLLM",
+        ),
+        (
+            "export GRPO_VLLM_TOKEN=...  # the same everywhere; made once with: "
+            "openssl rand -hex 32",
+            "serves until it is stopped",
+        ),
+        ("export GRPO_VLLM_TOKEN=...", "needs several machines"),
+        (
+            "curl -s -o /dev/null -w '%{http_code}\\n' http://10.0.0.5:8000/health     # 200",
+            "needs a server",
+        ),
+    ],
+    "docs/how-to/vllm-colocate.md": [
+        ("pip install 'grpo-core[hf]' 'vllm==0.32.*'      # NVIDIA GPU", "installs vLLM")
+    ],
     "docs/how-to/vllm-server.md": [
         ("python -m venv vllm-venv", "installs vLLM"),
         ("export GRPO_VLLM_TOKEN=$(openssl rand -hex 32)", "serves until it is stopped"),

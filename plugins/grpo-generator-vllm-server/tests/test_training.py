@@ -154,7 +154,7 @@ def old_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def old_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """The head is sent as it was at the start."""
-    with_head = weights._with_head
+    with_head = weights.with_head
     kept: list[Any] = []
 
     def stale(update: Any) -> Any:
@@ -166,7 +166,7 @@ def old_head(monkeypatch: pytest.MonkeyPatch) -> None:
             else:
                 yield name, tensor
 
-    monkeypatch.setattr(weights, "_with_head", stale)
+    monkeypatch.setattr(weights, "with_head", stale)
 
 
 def other_temperature(monkeypatch: pytest.MonkeyPatch) -> None:

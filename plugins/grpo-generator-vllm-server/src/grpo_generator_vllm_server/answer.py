@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from grpo_core.types import Completion
 from grpo_generator_vllm_server.errors import BadAnswerError
 
 if TYPE_CHECKING:
@@ -70,6 +72,19 @@ def pieces(found: Any, draw: Draw, expected: Expected, *, server: object) -> lis
                 f"the {len(draw.token_ids)} that were"
             )
     return [_piece(choice, draw.max_tokens, expected, server) for choice in choices]
+
+
+def whole(pieces: Sequence[Piece]) -> tuple[Completion, ...]:
+    """The same, of calls that nobody has interrupted."""
+    found = []
+    for piece in pieces:
+        assert piece.finish is not None
+        found.append(
+            Completion(
+                token_ids=piece.token_ids, logprobs=piece.logprobs, finish_reason=piece.finish
+            )
+        )
+    return tuple(found)
 
 
 def _piece(choice: Any, most: int, expected: Expected, server: object) -> Piece:

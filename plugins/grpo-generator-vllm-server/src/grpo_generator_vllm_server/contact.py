@@ -83,6 +83,6 @@ def require_version(server: object, said: str, versions: str) -> None:
     # Builds from source call themselves 0.32.1.dev5+g1234; they are what they come after.
     if not accepted.contains(Version(version.base_version), prereleases=True):
         raise ConfigError(
-            f"{server} is vLLM {said}; grpo-generator-vllm-server is tested with {versions}. "
+            f"{server} is vLLM {said}; this plugin is tested with {versions}. "
             "Install one of these, or set generator.versions to try another at your own risk"
         )

@@ -104,7 +104,7 @@ class Plan:
         if s.enforce_eager:
             found.append("--enforce-eager")
         if self.lora_rank:
-            found += ["--enable-lora", "--max-lora-rank", str(_vllm_rank(self.lora_rank))]
+            found += ["--enable-lora", "--max-lora-rank", str(vllm_rank(self.lora_rank))]
             # Two on the side of the CPU: the new one is there before the old one goes.
             found += ["--max-loras", "1", "--max-cpu-loras", "2"]
         return [*found, *s.args]
@@ -321,7 +321,7 @@ def _bound(host: str, port: int) -> socket.socket:
     return made
 
 
-def _vllm_rank(rank: int) -> int:
+def vllm_rank(rank: int) -> int:
     """The next rank that vLLM has memory layouts for."""
     return next((r for r in (1, 8, 16, 32, 64, 128, 256, 320, 512) if r >= rank), rank)
 

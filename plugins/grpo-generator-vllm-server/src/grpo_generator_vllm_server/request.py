@@ -57,22 +57,14 @@ def first_draw(request: GenerateRequest, index: int) -> Draw:
     )
 
 
-def body(
-    request: GenerateRequest,
-    draw: Draw,
-    *,
-    model: str,
-    structured_outputs: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """JSON for ``/v1/completions``.
+def sampling_fields(request: GenerateRequest, draw: Draw) -> dict[str, Any]:
+    """How to draw, in the words of vLLM's ``SamplingParams``.
 
-    Every setting is sent: a server fills what is missing from the model's
+    Every setting is there: what is missing is filled from the model's
     ``generation_config.json``, which may hold a temperature or a repetition penalty.
     """
     sampling = request.sampling
-    found: dict[str, Any] = {
-        "model": model,
-        "prompt": list(draw.token_ids),
+    return {
         "n": draw.count,
         "seed": draw.seed,
         "max_tokens": draw.max_tokens,
@@ -84,7 +76,6 @@ def body(
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "logprobs": 0,
-        "return_token_ids": True,
         # The policy's end tokens and no others: the server's list comes from its own files.
         "ignore_eos": True,
         "stop_token_ids": list(request.eos_token_ids),
@@ -92,6 +83,22 @@ def body(
         "include_stop_str_in_output": True,
         "skip_special_tokens": False,
         "spaces_between_special_tokens": False,
+    }
+
+
+def body(
+    request: GenerateRequest,
+    draw: Draw,
+    *,
+    model: str,
+    structured_outputs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """JSON for ``/v1/completions``."""
+    found: dict[str, Any] = {
+        "model": model,
+        "prompt": list(draw.token_ids),
+        **sampling_fields(request, draw),
+        "return_token_ids": True,
         "add_special_tokens": False,
         "stream": False,
     }
@@ -100,12 +107,14 @@ def body(
     return found
 
 
-def check(request: GenerateRequest, context_length: int | None) -> None:
-    """Raises ``ConfigError`` or ``DataError`` for what no server could do."""
+def check(
+    request: GenerateRequest, context_length: int | None, *, generator: str = "vllm-server"
+) -> None:
+    """Raises ``ConfigError`` or ``DataError`` for what no engine could do."""
     from grpo_core.errors import DataError
 
     if any(request.inputs_P):
-        raise ConfigError("generator 'vllm-server' samples text only; prompts have other inputs")
+        raise ConfigError(f"generator {generator!r} samples text only; prompts have other inputs")
     if "" in request.sampling.stop:
         raise ConfigError("sampling.stop holds an empty string, which would stop everything")
     for ids in request.prompt_ids_P:

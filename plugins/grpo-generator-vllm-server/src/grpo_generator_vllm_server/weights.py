@@ -52,7 +52,7 @@ def sent_tensors(
     import torch
 
     target = None if dtype is None else cast("torch.dtype", getattr(torch, dtype))
-    for name, tensor in _with_head(update):
+    for name, tensor in with_head(update):
         kept = tensor.detach()
         if target and kept.is_floating_point() and kept.element_size() > target.itemsize:
             rounded = kept.to(target)
@@ -124,7 +124,7 @@ def adapter_rank(update: WeightUpdate) -> int | None:
     return max(int(getattr(config, "r", 0)) for config in configs.values()) or None
 
 
-def _with_head(update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
+def with_head(update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
     """All weights, and a tied head under its own name too.
 
     With tied embeddings the head is no parameter of its own, but vLLM may keep a repacked copy (on

@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -26,10 +25,6 @@ ALIGNMENT = 64
 
 Shapes = dict[str, list[int]]
 Answer = dict[str, Any]
-
-if "vllm" in sys.modules:
-    # In a worker, which imports this before it loads the model, with this folder on its path.
-    importlib.import_module("grpo_vllm_seeds").apply()
 
 
 class GRPOWorker:
