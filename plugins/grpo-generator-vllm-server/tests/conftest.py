@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 import torch
 
@@ -184,6 +185,36 @@ def spare_engine(
     """A second one with the model of ``engine``, for the one test that kills it."""
     with _running(engine_settings, tmp_path_factory.mktemp("spare")) as launched:
         yield launched
+
+
+@pytest.fixture
+def sampled_tokens() -> Callable[[Launched], float]:
+    """``sampled_tokens(engine)``: how many a server has, since it was started."""
+
+    def count(engine: Launched) -> float:
+        answer = httpx.get(
+            f"{engine.plan.url}/metrics", headers={"authorization": f"Bearer {TOKEN}"}, timeout=60
+        )
+        lines = answer.raise_for_status().text.splitlines()
+        found = [x for x in lines if x.startswith("vllm:generation_tokens_total")]
+        assert found
+        return sum(float(line.rpartition(" ")[2]) for line in found)
+
+    return count
+
+
+@pytest.fixture
+def until_sampling(
+    until: Callable[..., bool], sampled_tokens: Callable[[Launched], float]
+) -> Callable[..., None]:
+    """``until_sampling(engine)``: each of some servers has sampled tokens since this was called. A
+    sync that follows finds completions begun and, if they are long, none of them finished."""
+
+    def wait(*engines: Launched) -> None:
+        before = {each.plan.url: sampled_tokens(each) for each in engines}
+        assert until(lambda: all(sampled_tokens(e) > before[e.plan.url] for e in engines))
+
+    return wait
 
 
 @pytest.fixture

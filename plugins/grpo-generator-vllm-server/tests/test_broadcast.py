@@ -21,8 +21,8 @@ from grpo_generator_vllm_server import broadcast
 from grpo_generator_vllm_server.engine.grpo_vllm_worker import require_layout, unpack
 from grpo_generator_vllm_server.weights import Sent, sent_tensors
 
-CLOSE = 5e-5
-"""Nats between two implementations in float32; measured 4e-6."""
+CLOSE = 1e-3
+"""As in ``test_in_flight.py``."""
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +170,7 @@ def test_what_a_broadcast_opens_listens_on_loopback_and_only_meanwhile(
     generator.sync(update(0))
     assert seen[0] - before
     assert {address.ip for address in seen[0]} <= {"127.0.0.1", "::1"}
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while listening() - before and time.monotonic() < end:
         time.sleep(0.1)
     assert not listening() - before
@@ -234,7 +234,7 @@ def test_a_trainer_that_dies_in_the_middle_leaves_a_paused_server_with_its_old_w
 
 @pytest.mark.vllm
 def test_a_server_that_dies_in_the_middle_while_others_sample_on(
-    make_generator, load_policy, make_request, largest_difference, move, engine, spare_engine
+    make_generator, load_policy, make_request, move, until_sampling, engine, spare_engine
 ) -> None:
     """Its completions go on elsewhere, under the new weights, with what they have."""
     model, update = load_policy()
@@ -245,14 +245,12 @@ def test_a_server_that_dies_in_the_middle_while_others_sample_on(
     request = make_request(
         prompt_ids_P=tuple((10 + i, 20, 30) for i in range(4)),
         eos_token_ids=(),
-        sampling={"max_tokens": 200},
+        sampling={"max_tokens": 400},
     )
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.extend(generator.generate(request)), daemon=True)
     thread.start()
-    while not all(m.gate.inside for m in generator._fleet.members):
-        time.sleep(0.01)
-    time.sleep(0.5)
+    until_sampling(engine, spare_engine)
     move(model)
     supervisor = psutil.Process(spare_engine._process.pid)
     worker = next(p for p in supervisor.children(recursive=True) if "Worker" in p.name())
@@ -280,7 +278,7 @@ def test_a_server_that_dies_in_the_middle_while_others_sample_on(
     versions = set()
     for group in found:
         for completion in group.completions_G:
-            assert len(completion.token_ids) == 200
+            assert len(completion.token_ids) == 400
             versions |= set(completion.policy_versions or [group.policy_version])
             for version, own in ((0, old), (1, model)):
                 row = torch.tensor([[*request.prompt_ids_P[group.index], *completion.token_ids]])
@@ -288,7 +286,7 @@ def test_a_server_that_dies_in_the_middle_while_others_sample_on(
                     logits = own(input_ids=row, use_cache=False).logits[0, 2:-1].double()
                 logp = logits.log_softmax(-1).gather(1, row[0, 3:, None]).squeeze(1)
                 at = [
-                    v == version for v in completion.policy_versions or [group.policy_version] * 200
+                    v == version for v in completion.policy_versions or [group.policy_version] * 400
                 ]
                 said = torch.tensor(completion.logprobs, dtype=torch.float64)
                 assert float(((logp - said).abs() * torch.tensor(at)).max()) < CLOSE

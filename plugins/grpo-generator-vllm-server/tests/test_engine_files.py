@@ -92,7 +92,7 @@ time.sleep(60)
 """
 
 
-def gone(processes: list[psutil.Process], seconds: float = 10) -> bool:
+def gone(processes: list[psutil.Process], seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if not [p for p in processes if p.is_running() and p.status() != "zombie"]:
@@ -107,7 +107,7 @@ def test_no_process_survives_the_killing_of_another(victim: str) -> None:
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     supervisor = psutil.Process(int(owner.stdout.readline()))
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while len(family := supervisor.children(recursive=True)) < 2 and time.monotonic() < end:
         time.sleep(0.05)
     server, child = family

@@ -18,8 +18,9 @@ from grpo_generator_vllm_server.errors import NoServerLeftError
 
 pytestmark = pytest.mark.vllm
 
-CLOSE = 5e-5
-"""Nats between two implementations in float32; measured 4e-6."""
+CLOSE = 1e-3
+"""Nats between two implementations in float32, at most over thousands of tokens; measured 7e-5. The
+log-probs of another version are 0.1 and more away."""
 
 
 class Sampled(threading.Thread):
@@ -59,14 +60,6 @@ def long_request(make_request) -> Callable[..., GenerateRequest]:
     return make
 
 
-def until_sampling(generator: VLLMServerGenerator, seconds: float = 0.6) -> None:
-    """Until requests are on the servers, and have some tokens."""
-    end = time.monotonic() + 2
-    while not any(m.gate.inside for m in generator._fleet.members) and time.monotonic() < end:
-        time.sleep(0.01)
-    time.sleep(seconds)
-
-
 @torch.no_grad()
 def own_logprobs(
     model: torch.nn.Module, prompt: Sequence[int], completion: Completion, temperature: float
@@ -102,12 +95,21 @@ def require_exact(
                 )
                 at = torch.tensor([v == version for v in versions])
                 assert float((own - said)[at].abs().max()) < CLOSE, version
+                if not at.all():
+                    assert float((own - said)[~at].abs().max()) > 100 * CLOSE
     return seen
 
 
 @pytest.mark.parametrize("way", ["file", "broadcast", "adapter"])
 def test_completions_go_on_under_new_weights_and_say_which_token_is_whose(
-    make_generator, load_policy, long_request, move, engine, adapter_engine, way: str
+    make_generator,
+    load_policy,
+    long_request,
+    move,
+    until_sampling,
+    engine,
+    adapter_engine,
+    way: str,
 ) -> None:
     server = adapter_engine if way == "adapter" else engine
     lora = {"lora_rank": 8, "folder": Path(server.plan.model)} if way == "adapter" else {}
@@ -126,7 +128,7 @@ def test_completions_go_on_under_new_weights_and_say_which_token_is_whose(
         else:
             if not any(thread.is_alive() for thread in threads):
                 break
-            until_sampling(generator, 0.4)
+            until_sampling(server)
             models[version] = deepcopy(model)
             assert generator.sync(update(version)) == version
         move(model, "lora_" if lora else "")
@@ -145,32 +147,34 @@ def test_completions_go_on_under_new_weights_and_say_which_token_is_whose(
     assert {c.policy_versions for c in group.completions_G} == {None}
 
 
-def test_closing_ends_what_other_threads_sample(make_generator, load_policy, long_request) -> None:
+def test_closing_ends_what_other_threads_sample(
+    make_generator, load_policy, long_request, until_sampling, sampled_tokens, engine
+) -> None:
     generator = make_generator()
     generator.sync(load_policy()[1](0))
+    before = sampled_tokens(engine)
     # 24,000 tokens: 15 s of an idle machine.
     thread = Sampled(generator, long_request(group_size=8, sampling={"max_tokens": 1000}))
-    until_sampling(generator)
-    started = time.monotonic()
+    until_sampling(engine)
     generator.close()
     with pytest.raises(NoServerLeftError, match="has been closed"):
-        thread.groups(10)
-    assert time.monotonic() - started < 8
-    # The server does not go on for nobody: another has it at once.
+        thread.groups()
+    # The server does not go on for nobody: it has time for another, who is done long before.
     other = make_generator()
     other.sync(load_policy()[1](0))
-    started = time.monotonic()
     list(other.generate(long_request(sampling={"max_tokens": 4})))
-    assert time.monotonic() - started < 8
+    assert sampled_tokens(engine) - before < 20_000
 
 
-def test_a_grammar_is_not_interrupted(make_generator, load_policy, long_request, move) -> None:
+def test_a_grammar_is_not_interrupted(
+    make_generator, load_policy, long_request, move, until_sampling, engine
+) -> None:
     model, update = load_policy()
     generator = make_generator(structured_outputs={"regex": "[0-9]{60}"})
     assert not generator.syncs_in_flight
     generator.sync(update(0))
     thread = Sampled(generator, long_request(sampling={"max_tokens": 60}))
-    until_sampling(generator, 0.1)
+    until_sampling(engine)
     move(model)
     assert generator.sync(update(1)) == 1
     decode = update(0).tokenizer.decode
@@ -197,7 +201,8 @@ def test_stop_strings_end_where_they_would_have(make_generator, load_policy, lon
     request = long_request(sampling={"stop": stops})
     thread = Sampled(generator, request)
     for version in range(1, 6):
-        until_sampling(generator, 0.15)
+        # Wherever it is then: some are finished, others have not begun.
+        time.sleep(0.15)
         generator.sync(update(version))
         if not thread.is_alive():
             break
