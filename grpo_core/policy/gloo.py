@@ -8,7 +8,6 @@ from functools import cache
 
 import torch.distributed as dist
 
-
 SECONDS = 0.2
 """Many turns of a thread on a busy machine, of which gloo's need one."""
 
