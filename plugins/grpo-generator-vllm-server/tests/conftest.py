@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -204,15 +205,13 @@ def sampled_tokens() -> Callable[[Launched], float]:
 
 
 @pytest.fixture
-def until_sampling(
-    until: Callable[..., bool], sampled_tokens: Callable[[Launched], float]
-) -> Callable[..., None]:
-    """``until_sampling(engine)``: each of some servers has sampled tokens since this was called. A
-    sync that follows finds completions begun and, if they are long, none of them finished."""
+def until_sampling(until: Callable[..., bool]) -> Callable[..., None]:
+    """``until_sampling(generator)``: its requests are on the servers and have some tokens. Hundreds
+    more are still to come, which take many times as long as the wait."""
 
-    def wait(*engines: Launched) -> None:
-        before = {each.plan.url: sampled_tokens(each) for each in engines}
-        assert until(lambda: all(sampled_tokens(e) > before[e.plan.url] for e in engines))
+    def wait(generator: Any, seconds: float = 1.0) -> None:
+        assert until(lambda: all(member.gate.inside for member in generator._fleet.members))
+        time.sleep(seconds)
 
     return wait
 

@@ -245,12 +245,12 @@ def test_a_server_that_dies_in_the_middle_while_others_sample_on(
     request = make_request(
         prompt_ids_P=tuple((10 + i, 20, 30) for i in range(4)),
         eos_token_ids=(),
-        sampling={"max_tokens": 400},
+        sampling={"max_tokens": 800},
     )
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.extend(generator.generate(request)), daemon=True)
     thread.start()
-    until_sampling(engine, spare_engine)
+    until_sampling(generator)
     move(model)
     supervisor = psutil.Process(spare_engine._process.pid)
     worker = next(p for p in supervisor.children(recursive=True) if "Worker" in p.name())
@@ -278,7 +278,7 @@ def test_a_server_that_dies_in_the_middle_while_others_sample_on(
     versions = set()
     for group in found:
         for completion in group.completions_G:
-            assert len(completion.token_ids) == 400
+            assert len(completion.token_ids) == 800
             versions |= set(completion.policy_versions or [group.policy_version])
             for version, own in ((0, old), (1, model)):
                 row = torch.tensor([[*request.prompt_ids_P[group.index], *completion.token_ids]])
@@ -286,7 +286,7 @@ def test_a_server_that_dies_in_the_middle_while_others_sample_on(
                     logits = own(input_ids=row, use_cache=False).logits[0, 2:-1].double()
                 logp = logits.log_softmax(-1).gather(1, row[0, 3:, None]).squeeze(1)
                 at = [
-                    v == version for v in completion.policy_versions or [group.policy_version] * 400
+                    v == version for v in completion.policy_versions or [group.policy_version] * 800
                 ]
                 said = torch.tensor(completion.logprobs, dtype=torch.float64)
                 assert float(((logp - said).abs() * torch.tensor(at)).max()) < CLOSE

@@ -19,8 +19,8 @@ from grpo_generator_vllm_server.errors import NoServerLeftError
 pytestmark = pytest.mark.vllm
 
 CLOSE = 1e-3
-"""Nats between two implementations in float32, at most over thousands of tokens; measured 7e-5. The
-log-probs of another version are 0.1 and more away."""
+"""Nats between two implementations in float32, at most over thousands of tokens; measured
+7e-5."""
 
 
 class Sampled(threading.Thread):
@@ -54,7 +54,7 @@ def long_request(make_request) -> Callable[..., GenerateRequest]:
     """Some seconds of sampling: nothing but the length ends a completion."""
 
     def make(**changes: Any) -> GenerateRequest:
-        sampling = {"max_tokens": 400, "temperature": 0.8, **changes.pop("sampling", {})}
+        sampling = {"max_tokens": 800, "temperature": 0.8, **changes.pop("sampling", {})}
         return make_request(**{"eos_token_ids": (), "sampling": sampling, **changes})
 
     return make
@@ -94,9 +94,11 @@ def require_exact(
                     request.sampling.temperature,
                 )
                 at = torch.tensor([v == version for v in versions])
-                assert float((own - said)[at].abs().max()) < CLOSE, version
-                if not at.all():
-                    assert float((own - said)[~at].abs().max()) > 100 * CLOSE
+                off = (own - said).abs()
+                assert float(off[at].max()) < CLOSE, version
+                if (~at).sum() > 20:
+                    # Adapters that have hardly moved differ by less than CLOSE.
+                    assert float(off[~at].mean()) > 10 * float(off[at].mean())
     return seen
 
 
@@ -128,7 +130,7 @@ def test_completions_go_on_under_new_weights_and_say_which_token_is_whose(
         else:
             if not any(thread.is_alive() for thread in threads):
                 break
-            until_sampling(server)
+            until_sampling(generator)
             models[version] = deepcopy(model)
             assert generator.sync(update(version)) == version
         move(model, "lora_" if lora else "")
@@ -137,7 +139,7 @@ def test_completions_go_on_under_new_weights_and_say_which_token_is_whose(
         seen |= require_exact(models, request, thread.groups())
         for group in thread.found:
             for completion in group.completions_G:
-                assert len(completion.token_ids) == 400
+                assert len(completion.token_ids) == 800
                 assert completion.finish_reason == "length"
     # Some began under the first weights and ended under the last.
     assert {max(versions) - min(versions) for versions in seen} & {1, 2}, seen
@@ -153,9 +155,14 @@ def test_closing_ends_what_other_threads_sample(
     generator = make_generator()
     generator.sync(load_policy()[1](0))
     before = sampled_tokens(engine)
-    # 24,000 tokens: 15 s of an idle machine.
-    thread = Sampled(generator, long_request(group_size=8, sampling={"max_tokens": 1000}))
-    until_sampling(engine)
+    # 72,000 tokens: the better part of a minute.
+    request = long_request(
+        group_size=24,
+        prompt_ids_P=((10, 20, 30), (11, 20, 31), (12, 20, 32)),
+        sampling={"max_tokens": 1000},
+    )
+    thread = Sampled(generator, request)
+    until_sampling(generator)
     generator.close()
     with pytest.raises(NoServerLeftError, match="has been closed"):
         thread.groups()
@@ -163,18 +170,18 @@ def test_closing_ends_what_other_threads_sample(
     other = make_generator()
     other.sync(load_policy()[1](0))
     list(other.generate(long_request(sampling={"max_tokens": 4})))
-    assert sampled_tokens(engine) - before < 20_000
+    assert sampled_tokens(engine) - before < 60_000
 
 
 def test_a_grammar_is_not_interrupted(
-    make_generator, load_policy, long_request, move, until_sampling, engine
+    make_generator, load_policy, long_request, move, until_sampling
 ) -> None:
     model, update = load_policy()
     generator = make_generator(structured_outputs={"regex": "[0-9]{60}"})
     assert not generator.syncs_in_flight
     generator.sync(update(0))
     thread = Sampled(generator, long_request(sampling={"max_tokens": 60}))
-    until_sampling(engine)
+    until_sampling(generator, 0.1)
     move(model)
     assert generator.sync(update(1)) == 1
     decode = update(0).tokenizer.decode
