@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from grpo_core.errors import DataError
-from grpo_core.trainer.sampling import sample
+from grpo_core.trainer.sampling import collect, request_of
 
 if TYPE_CHECKING:
     from grpo_core.trainer import Run
@@ -35,16 +35,16 @@ def sampled(run: Run, prompts: int) -> list[Rollout]:
         for step in range(-(-prompts // per_step)):
             places = range(min(per_step, prompts - step * per_step))
             asked = run.prompts.at(step)
-            found += sample(
+            request = request_of(
                 run,
                 [asked[place] for place in places],
                 keys=[step * per_step + place for place in places],
                 step=step,
                 sampling=run.sampling,
                 group_size=settings.group_size,
-                # Scored afterwards, twice, and timed.
-                ready=lambda group: None,
             )
+            # Scored afterwards, twice, and timed.
+            found += collect(run, request, lambda group: None)
     finally:
         run.generator.close()
     if not found:

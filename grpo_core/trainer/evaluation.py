@@ -13,7 +13,7 @@ from grpo_core.errors import ConfigError
 from grpo_core.estimators import majority, mean_interval, pass_at_k
 from grpo_core.metrics import StepMetrics
 from grpo_core.trainer.observe import observe_environment, observe_lengths, observe_logged
-from grpo_core.trainer.sampling import sample
+from grpo_core.trainer.sampling import collect, request_of
 from grpo_core.types import EvalResult, Evaluated, Prompt, Rollout, ScoredRollouts
 from grpo_core.types.evaluation import label_of
 
@@ -93,7 +93,7 @@ class Part:
         """
         run = self._run
         mine = range(run.policy.rank, len(prompts), run.policy.ranks)
-        rollouts = sample(
+        request = request_of(
             run,
             [prompts[i] for i in mine],
             keys=[first + i for i in mine],
@@ -101,8 +101,8 @@ class Part:
             step=-1 - self._steps_done,
             sampling=way,
             group_size=self._samples,
-            ready=partial(run.scorer.submit, self._steps_done),
         )
+        rollouts = collect(run, request, partial(run.scorer.submit, self._steps_done))
         scored = run.scorer.score(self._steps_done, rollouts)
         results = list(self._results(rollouts, scored))
         label = label_of(**self._about)

@@ -29,7 +29,7 @@ from grpo_core.trainer.progress import progress
 from grpo_core.trainer.prompts import PromptStream
 from grpo_core.trainer.replay import ReplayBuffer
 from grpo_core.trainer.result import RunResult
-from grpo_core.trainer.sampling import places, sample
+from grpo_core.trainer.sampling import collect, places, request_of
 from grpo_core.trainer.session import Session
 from grpo_core.trainer.skips import contributing, masked_rows
 from grpo_core.trainer.sources import observe_sources
@@ -197,15 +197,15 @@ class Run:
         later ones replace its groups."""
         prompts = self.prompts.at(step, number)
         with self.metrics.timed("sample"):
-            rollouts = sample(
+            request = request_of(
                 self,
                 [prompts[place] for place in places],
                 keys=[number * len(prompts) + place for place in places],
                 step=step,
                 sampling=self.sampling,
                 group_size=self.settings.group_size,
-                ready=partial(self.scorer.submit, step),
             )
+            rollouts = collect(self, request, partial(self.scorer.submit, step))
         require_version(self, rollouts)
         observe_sampled(self.metrics, rollouts)
         return rollouts

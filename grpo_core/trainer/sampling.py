@@ -14,35 +14,6 @@ if TYPE_CHECKING:
     from grpo_core.trainer.run import Run
 
 
-def sample(
-    run: Run,
-    prompts: Sequence[Prompt],
-    *,
-    keys: Sequence[int],
-    step: int,
-    sampling: SamplingParams,
-    group_size: int,
-    ready: Callable[[Sequence[Rollout]], None],
-) -> list[Rollout]:
-    """Rollouts of some prompts, sorted by (group, sample).
-
-    Args:
-        keys: each prompt's position over all ranks; becomes ``Rollout.group``.
-        step: part of the key of every random number.
-        ready: takes each group as soon as it is there, while others are still sampled.
-
-    Raises:
-        DataError: a prompt does not fit the model.
-        PluginError: the environment failed, or returned other rollouts than were asked for.
-    """
-    if not prompts:
-        return []
-    request = request_of(
-        run, prompts, keys=keys, step=step, sampling=sampling, group_size=group_size
-    )
-    return collect(run, request, ready)
-
-
 def places(run: Run) -> range:
     """Those of this rank among a step's prompts."""
     share = run.settings.prompts_per_step // run.policy.ranks
@@ -58,7 +29,15 @@ def request_of(
     sampling: SamplingParams,
     group_size: int,
 ) -> RolloutRequest:
-    """What the environment is asked for; arguments and errors as in ``sample``."""
+    """What the environment is asked for.
+
+    Args:
+        keys: each prompt's position over all ranks; becomes ``Rollout.group``.
+        step: part of the key of every random number.
+
+    Raises:
+        DataError: a prompt does not fit the model.
+    """
     return RolloutRequest(
         prompts_P=tuple(prompts),
         generate=GenerateRequest(
@@ -80,7 +59,16 @@ def request_of(
 def collect(
     run: Run, request: RolloutRequest, ready: Callable[[Sequence[Rollout]], None]
 ) -> list[Rollout]:
-    """The environment's answer, in order; ``ready`` and errors as in ``sample``."""
+    """What the environment makes of it, sorted by (group, sample).
+
+    Args:
+        ready: takes each group as soon as it is there, while others are still sampled.
+
+    Raises:
+        PluginError: the environment failed, or returned other rollouts than were asked for.
+    """
+    if not request.prompts_P:
+        return []
     with (
         run.policy.autocast(),
         run.attributed("environment", run.environment, "rollouts"),
