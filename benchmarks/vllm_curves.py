@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import tempfile
 import time
@@ -27,6 +28,7 @@ SMALL = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "
 GENERATORS: dict[str, dict[str, Any]] = {
     "hf": {"name": "hf"},
     "vllm-server": {"name": "vllm-server", "launch": {**ENGINE, "env": SMALL}},
+    "vllm-colocate": {"name": "vllm-colocate", **ENGINE},
 }
 POLICIES: dict[str, dict[str, Any]] = {
     "full": {},
@@ -51,6 +53,8 @@ def measure(generator: str, policy: str, seed: int, steps: int) -> dict[str, Any
     """
     import torch
 
+    # The engine in this process gets what a server gets by its environment.
+    os.environ.update(SMALL)
     from grpo_core import load_run, train
     from grpo_core.demo import checkpoint
 

@@ -90,8 +90,9 @@ class Generator(Protocol):
     the trainer's own to rounding (same process, same weights, same precision), so that the core
     need not compute them again. ``processed_logprobs = True`` admits that, with top-p, top-k,
     min-p or a repetition penalty, they are those of the distribution after these, as many servers
-    report them: sampler and trainer are then not compared, and what needs the comparison (replay,
-    losses with ``sampling_logprobs``) is refused.
+    report them: sampler and trainer are then compared by a canary, a few tokens that are sampled
+    without these, and what needs log-probs of the trained tokens (replay, losses with
+    ``sampling_logprobs``) is refused.
 
     Two more are for ``train.schedule: ahead``. ``samples_apart = True`` promises weights of its
     own: ``generate`` may be called and consumed in another thread while the policy is updated, and

@@ -218,8 +218,8 @@ class TrainSettings(Settings):
     max_sampler_mismatch: float | None = Field(
         0.05,
         gt=0,
-        description="Stop when the KL from sampler to trainer on the first minibatch passes this "
-        "(nats per token); null never stops. Measured: 1e-9 in one process in float32.",
+        description="Stop when the KL from sampler to trainer passes this (nats per token); null "
+        "never stops. Measured: 1e-9 in one process in float32.",
     )
 
     @model_validator(mode="after")

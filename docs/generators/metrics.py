@@ -28,9 +28,8 @@ NOTICES = """\
 
 When a condition has held for several steps, and again each time its streak has doubled, a run says
 so, in its log and in the event of `grpo_step_end`. What is known before the first step
-(`off-policy-sampling`, `sampler-not-compared`: see
-[what log-probs mean](../explanation/log-probs.md#what-log-probs-mean)) is said once, in the event
-of `grpo_run_start`.
+(`off-policy-sampling`: see [what log-probs mean](../explanation/log-probs.md#what-log-probs-mean))
+is said once, in the event of `grpo_run_start`.
 """
 
 

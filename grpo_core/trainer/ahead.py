@@ -11,11 +11,10 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from grpo_core.builtin.single_turn import SingleTurn
-from grpo_core.trainer.attestation import attest, comparable, require_version
+from grpo_core.trainer.attestation import require_version
 from grpo_core.trainer.checkpoints.packing import pack
-from grpo_core.trainer.observe import observe_mismatch, observe_sampled
-from grpo_core.trainer.sampling import collect, places, request_of
+from grpo_core.trainer.observe import observe_sampled
+from grpo_core.trainer.sampling import collect, places, training_request
 
 if TYPE_CHECKING:
     from grpo_core.trainer.run import Run
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CANARY_TOKENS = 16
-"""One block of vLLM's cache of keys and values on a GPU."""
 PATIENCE = 30.0
 """Seconds for a generator that was closed to end what it does in other threads."""
 
@@ -69,7 +66,6 @@ class Ahead:
 
     def rollouts(self, step: int) -> list[Rollout]:
         """Those of a step, while those ahead of it are sampled; the weights have been synced."""
-        self._compare(step)
         self._begin(step)
         return self._take(step)
 
@@ -121,7 +117,7 @@ class Ahead:
         if not wanted:
             return
         # Prompts are drawn and encoded here: neither is safe in two threads at once.
-        asked = [(n, self._request(n)) for n in wanted]
+        asked = [(n, training_request(self._run, n, places(self._run))) for n in wanted]
         requests = [(self._batch(n), request) for n, request in asked]
         if settings.ahead_in_flight:
             for batch, request in requests:
@@ -155,40 +151,6 @@ class Ahead:
         run.metrics.mean("sampling/staleness/mean", behind)
         run.metrics.maximum("sampling/staleness/max", max(behind, default=0.0))
         return rollouts
-
-    def _compare(self, step: int) -> None:
-        """Sample a few tokens with the weights of now, and compare what sampler and trainer think
-        of them: those that are trained on come from older weights, and could not tell.
-
-        Raises:
-            SyncError: their KL is above ``train.max_sampler_mismatch``.
-        """
-        run = self._run
-        if run.settings.max_sampler_mismatch is None or not comparable(run):
-            return
-        request = self._request(step, prompts=1, group_size=1, max_tokens=CANARY_TOKENS)
-        with run.policy.autocast(), run.attributed("generator", run.generator, "generate"):
-            rollouts = [r for group in SingleTurn().rollouts(request, run.generator) for r in group]
-        require_version(run, rollouts)
-        for rollout, logprobs in zip(rollouts, run.policy.logprobs(rollouts), strict=True):
-            observe_mismatch(run.metrics, logprobs, run.policy.tensor(rollout.sampling_logprobs))
-        attest(run)
-
-    def _request(self, step: int, *, prompts: int | None = None, **sizes: int) -> RolloutRequest:
-        run = self._run
-        keys, drawn = places(run)[:prompts], run.prompts.at(step)
-        sampling = run.sampling
-        if "max_tokens" in sizes:
-            most = min(sampling.max_tokens, sizes["max_tokens"])
-            sampling = sampling.model_copy(update={"max_tokens": most})
-        return request_of(
-            run,
-            [drawn[place] for place in keys],
-            keys=keys,
-            step=step,
-            sampling=sampling,
-            group_size=sizes.get("group_size", run.settings.group_size),
-        )
 
     def _batch(self, step: int) -> Batch:
         batch = Batch(step=step, since=self._run.policy.version, rollouts=Future())

@@ -183,12 +183,4 @@ def notices(run: Run) -> list[Notice]:
                 "penalty does no harm.",
             )
         )
-    if run.settings.max_sampler_mismatch is not None and not comparable(run):
-        found.append(
-            Notice(
-                code="sampler-not-compared",
-                text=f"{_processed(run)}. Whether the sampler holds the policy's weights is "
-                "therefore not checked (train.max_sampler_mismatch).",
-            )
-        )
     return found

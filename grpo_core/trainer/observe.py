@@ -138,13 +138,13 @@ def observe_tokens(
     tokens: ActionTokens,
     out: LossOutput,
     ranks: int,
-    current_B: Sequence[bool],
+    compared_B: Sequence[bool],
 ) -> None:
     """Everything that the forward pass of a microbatch tells, on the side.
 
     Args:
-        current_B: which rollouts were sampled in this step, and not replayed; read only in the
-            first minibatch.
+        compared_B: which rollouts were sampled in this step, and not replayed, with log-probs of
+            the trainer's distribution; read only in the first minibatch.
     """
     weighted = micro.weighted(out).detach()
     # The weights hold a factor `ranks` for the averaging of gradients; of the optimizer steps of
@@ -161,9 +161,9 @@ def observe_tokens(
     if micro.minibatch.first:
         # The policy has not moved yet: trainer and sampler should agree on every token.
         sampling_N = tokens.sampling_logprobs_N
-        if not all(current_B):
-            current_N = tokens.spread(torch.tensor(current_B, device=logprobs_N.device))
-            logprobs_N, sampling_N = logprobs_N[current_N], sampling_N[current_N]
+        if not all(compared_B):
+            compared_N = tokens.spread(torch.tensor(compared_B, device=logprobs_N.device))
+            logprobs_N, sampling_N = logprobs_N[compared_N], sampling_N[compared_N]
         observe_mismatch(metrics, logprobs_N, sampling_N)
     for name, values in out.metrics.items():
         metrics.mean(name, values)

@@ -18,6 +18,7 @@ from grpo_core.metrics import StepMetrics
 from grpo_core.rewards import Reward
 from grpo_core.scoring import Scorer
 from grpo_core.settings import SamplingParams
+from grpo_core.trainer import canary
 from grpo_core.trainer.advantages import compute_advantages
 from grpo_core.trainer.ahead import Ahead
 from grpo_core.trainer.attestation import attest, comparable, exact, require_version
@@ -29,7 +30,7 @@ from grpo_core.trainer.progress import progress
 from grpo_core.trainer.prompts import PromptStream
 from grpo_core.trainer.replay import ReplayBuffer
 from grpo_core.trainer.result import RunResult
-from grpo_core.trainer.sampling import collect, places, request_of
+from grpo_core.trainer.sampling import collect, places, training_request
 from grpo_core.trainer.session import Session
 from grpo_core.trainer.skips import contributing, masked_rows
 from grpo_core.trainer.sources import observe_sources
@@ -188,6 +189,7 @@ class Run:
 
     def rollouts(self, step: int) -> list[Rollout]:
         """Whole groups for this rank's share of the step's prompts, in order."""
+        canary.compare(self, step)
         if self.settings.schedule == "ahead":
             return self.ahead.rollouts(step)
         return self.sample_round(step, 0, places(self))
@@ -195,16 +197,8 @@ class Run:
     def sample_round(self, step: int, number: int, places: Sequence[int]) -> list[Rollout]:
         """One group at each of some places among the step's prompts; round 0 is the step's own,
         later ones replace its groups."""
-        prompts = self.prompts.at(step, number)
         with self.metrics.timed("sample"):
-            request = request_of(
-                self,
-                [prompts[place] for place in places],
-                keys=[number * len(prompts) + place for place in places],
-                step=step,
-                sampling=self.sampling,
-                group_size=self.settings.group_size,
-            )
+            request = training_request(self, step, places, number=number)
             rollouts = collect(self, request, partial(self.scorer.submit, step))
         require_version(self, rollouts)
         observe_sampled(self.metrics, rollouts)
@@ -290,8 +284,11 @@ class Run:
 
     def observe(self, micro: MicroBatch, tokens: ActionTokens, out: LossOutput) -> None:
         """Take the microbatch's metrics."""
-        current_B = [self.is_current(micro.minibatch.rollouts[i]) for i in micro.inputs.rows]
-        observe_tokens(self.metrics, micro, tokens, out, self.policy.ranks, current_B)
+        told = comparable(self)
+        compared_B = [
+            told and self.is_current(micro.minibatch.rollouts[i]) for i in micro.inputs.rows
+        ]
+        observe_tokens(self.metrics, micro, tokens, out, self.policy.ranks, compared_B)
 
     def optimizer_step(self, minibatch: Minibatch) -> None:
         """Compare sampler and trainer before the first step, then move the weights.

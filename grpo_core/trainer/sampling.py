@@ -56,6 +56,21 @@ def request_of(
     )
 
 
+def training_request(
+    run: Run, step: int, places: Sequence[int], *, number: int = 0
+) -> RolloutRequest:
+    """One group at each of some places among a step's prompts; see ``Run.sample_round``."""
+    prompts = run.prompts.at(step, number)
+    return request_of(
+        run,
+        [prompts[place] for place in places],
+        keys=[number * len(prompts) + place for place in places],
+        step=step,
+        sampling=run.sampling,
+        group_size=run.settings.group_size,
+    )
+
+
 def collect(
     run: Run, request: RolloutRequest, ready: Callable[[Sequence[Rollout]], None]
 ) -> list[Rollout]:

@@ -51,11 +51,11 @@ class Processed(HFGenerator):
             completions = tuple(
                 dataclasses.replace(
                     c,
-                    logprobs=tuple(
-                        x - k for x, k in zip(c.logprobs, c.kept_logmass or (), strict=True)
-                    ),
+                    logprobs=tuple(x - k for x, k in zip(c.logprobs, c.kept_logmass, strict=True)),
                     kept_logmass=None,
                 )
+                if c.kept_logmass is not None
+                else c
                 for c in group.completions_G
             )
             yield dataclasses.replace(group, completions_G=completions)
@@ -183,7 +183,7 @@ def test_what_needs_the_policys_log_probs_is_refused_where_the_generator_has_non
         go(make_run, **parts)
 
 
-def test_an_honest_generator_of_processed_log_probs_is_not_compared(
+def test_a_canary_stands_in_for_log_probs_that_are_not_the_policys(
     make_run: MakeRun, tmp_path: Path, counted: list[int]
 ) -> None:
     passes = []
@@ -198,10 +198,53 @@ def test_an_honest_generator_of_processed_log_probs_is_not_compared(
             output=tmp_path / type(generator).__name__,
         )
         passes.append(len(counted))
-    assert result.history[0]["ratio/sampler_mismatch_kl"] > 1e-4
-    # It costs what an exact one saves: a pass for old log-probs in each of the two steps.
-    assert passes[1] - passes[0] == 2
-    assert [n["code"] for n in noticed(run)] == ["sampler-not-compared"]
+        for step in result.history:
+            assert step["ratio/sampler_mismatch_max"] < 1e-6
+    # It costs what an exact one saves: in each of the two steps a pass for old log-probs, and one
+    # for the canary.
+    assert passes[1] - passes[0] == 4
+    assert noticed(run) == []
+
+
+class Stale(OtherWeights, SaysSo):
+    pass
+
+
+class Cold(SaysSo, OtherTemperature):
+    pass
+
+
+@pytest.mark.parametrize("generator", [Stale, Cold])
+@pytest.mark.parametrize("sampling", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_the_canary_finds_a_sampler_that_is_not_the_policy(
+    make_run: MakeRun, generator: type[HFGenerator], sampling: dict[str, Any]
+) -> None:
+    with pytest.raises(SyncError, match="disagree about the same tokens"):
+        go(
+            make_run,
+            sampling=sampling,
+            generator=generator(),
+            optimizer={"learning_rate": 0.05},
+            train={"steps": 5, "max_sampler_mismatch": 0.001},
+        )
+
+
+def test_without_a_bound_there_is_neither_canary_nor_comparison(make_run: MakeRun) -> None:
+    asked: list[Any] = []
+
+    class Counts(SaysSo):
+        def generate(self, request: Any) -> Iterator[Any]:
+            asked.append(request)
+            yield from super().generate(request)
+
+    _, result = go(
+        make_run,
+        sampling={"top_p": 0.5},
+        generator=Counts(),
+        train={"max_sampler_mismatch": None},
+    )
+    assert len(asked) == len(result.history)
+    assert all("ratio/sampler_mismatch_max" not in step for step in result.history)
 
 
 def noticed(run: Run) -> list[dict[str, Any]]:
