@@ -131,6 +131,47 @@ def test_no_process_survives_the_killing_of_another(victim: str) -> None:
         owner.stdout.close()
 
 
+SHARING = """\
+import socket, sys, tempfile, time
+from multiprocessing.shared_memory import SharedMemory
+segment, end = SharedMemory(create=True, size=64), socket.socket(socket.AF_UNIX)
+end.bind(tempfile.mktemp())
+print(segment.name, end.getsockname(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_neither_shared_memory_nor_sockets_are_left(killed: bool) -> None:
+    reading, writing = os.pipe()
+    supervisor = subprocess.Popen(
+        [
+            *(sys.executable, str(ENGINE / "grpo_vllm_supervisor.py"), str(reading)),
+            *(sys.executable, "-c", SHARING),
+        ],
+        pass_fds=(reading,),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    os.close(reading)
+    try:
+        assert supervisor.stdout is not None
+        segment, end = supervisor.stdout.readline().split()
+        segment = f"/dev/shm/{segment}"
+        assert os.path.exists(segment)
+        assert os.path.exists(end)
+        if killed:
+            psutil.Process(supervisor.pid).children()[0].kill()
+        else:
+            os.close(writing)
+        supervisor.wait(60)
+        assert not os.path.exists(segment)
+        assert not os.path.exists(os.path.dirname(end))
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+
+
 @pytest.fixture
 def written(tmp_path: Path, load_policy) -> Path:
     folder = tmp_path / "sync" / "grpo-a.v3"

@@ -29,7 +29,7 @@ ENGINE = Path(__file__).parent / "engine"
 TAIL_LINES = 25
 POLL_SECONDS = 0.25
 STOP_SECONDS = 20.0
-"""The supervisor gives the engine half of it to end by itself."""
+"""The supervisor gives the engine 10 of them to end by itself, and what clears up behind it 2."""
 
 OURS = (
     *("--api-key", "--host", "--port", "--middleware", "--worker-extension-cls", "--model"),

@@ -3,7 +3,8 @@
 `python grpo_vllm_supervisor.py FD COMMAND...`: FD is the reading end of a pipe whose writing end
 the owner holds. The owner's death, by SIGKILL too, closes it. A SIGKILL of vLLM's API server leaves
 EngineCore and Worker processes behind (seen with 0.32.0, still there after 70 s), so the whole
-process group is ended whenever its first process ends.
+process group is ended whenever its first process ends. Its sockets, which even a clean end leaves
+behind, are in a folder that goes with it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0
+TRACKER_SECONDS = 2.0
+"""Longest wait for what Python starts beside other processes to remove their shared memory."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,14 +41,20 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
     parent = os.getppid()
-    child = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent)
-    try:
-        while child.poll() is None and not stopping:
-            # A forked copy of the owner keeps the pipe open, hence the parent is watched as well.
-            closed, _, _ = select.select([owner], [], [], POLL_SECONDS)
-            stopping = stopping or bool(closed) or os.getppid() != parent
-    finally:
-        _end(child)
+    with tempfile.TemporaryDirectory(prefix="grpo-vllm-", ignore_cleanup_errors=True) as folder:
+        child = subprocess.Popen(
+            command,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            env={**os.environ, "TMPDIR": folder},
+        )
+        try:
+            while child.poll() is None and not stopping:
+                # A forked copy of the owner keeps the pipe open, hence the parent is watched too.
+                closed, _, _ = select.select([owner], [], [], POLL_SECONDS)
+                stopping = stopping or bool(closed) or os.getppid() != parent
+        finally:
+            _end(child)
     return child.returncode
 
 
@@ -50,8 +63,25 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         _signal(child.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(GRACE_SECONDS)
+    # Killed with the others, the trackers would leave the engine's segments in /dev/shm.
+    for process, name in _members(child.pid):
+        if b"resource_tracker" not in name:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    end = time.monotonic() + TRACKER_SECONDS
+    while any(_members(child.pid)) and time.monotonic() < end:
+        time.sleep(0.02)
     _signal(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def _members(group: int) -> Iterator[tuple[int, bytes]]:
+    """Living processes of a group and their command lines; none where there is no /proc."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, own = (folder / "stat").read_text("utf-8").rpartition(")")[2].split()[:3]
+            if int(own) == group and state != "Z":
+                yield int(folder.name), (folder / "cmdline").read_bytes()
 
 
 def _signal(group: int, number: int) -> None:
