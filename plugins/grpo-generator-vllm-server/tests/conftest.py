@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import time
@@ -249,6 +250,25 @@ def move() -> Callable[..., None]:
                     parameter.add_(torch.randn_like(parameter) * by)
 
     return change
+
+
+@pytest.fixture
+def left_in_shm() -> Callable[[torch.Tensor], list[str]]:
+    """``left_in_shm(tensor)``: names in /dev/shm, new since the test began, that hold its numbers.
+    Other programs' names come and go as well."""
+    folder = Path("/dev/shm")
+    before = {file.name for file in folder.iterdir()}
+
+    def find(tensor: torch.Tensor) -> list[str]:
+        numbers = tensor.detach().reshape(-1)[:32].contiguous().numpy().tobytes()
+        found = []
+        for file in folder.iterdir():
+            with contextlib.suppress(OSError):
+                if file.name not in before and numbers in file.read_bytes():
+                    found.append(file.name)
+        return found
+
+    return find
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ class FakeServer:
         self.extension = True
         self.lora_rank = 0
         self.shares_folder = True
+        self.shares_memory = True
         self.dtype = "float32"
         self.held: str | None = None
         self.weight_version = "default"
@@ -138,6 +139,14 @@ class FakeServer:
             path, text = Path(body["kwargs"]["path"]), body["kwargs"]["text"]
             sees = self.shares_folder and path.read_text() == text
             return 200, {"results": [{"sees": sees}]}
+        if body["method"] == "grpo_opens":
+            refused = {"error": "ValueError: the trainer's memory cannot be opened"}
+            return 200, {"results": [{"opens": True} if self.shares_memory else refused]}
+        if body["method"] in ("grpo_expect", "grpo_open"):
+            return 200, {"results": [{"ready": True}]}
+        if body["method"] == "grpo_apply":
+            self.held = body["kwargs"]["mark"]
+            return 200, {"results": [{"held": self.held}]}
         facts = {
             "device": "cpu",
             "rank": 0,

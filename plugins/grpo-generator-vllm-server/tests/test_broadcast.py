@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from grpo_core.errors import ConfigError, SyncError
-from grpo_generator_vllm_server import broadcast
+from grpo_generator_vllm_server import broadcast, packing
 from grpo_generator_vllm_server.engine.grpo_vllm_worker import require_layout, unpack
 from grpo_generator_vllm_server.weights import Sent, sent_tensors
 
@@ -27,16 +27,16 @@ CLOSE = 1e-3
 
 @pytest.fixture(autouse=True)
 def _several_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broadcast, "BUCKET_BYTES", 500_000)
+    monkeypatch.setattr(packing, "BUCKET_BYTES", 500_000)
 
 
 def test_what_is_packed_is_what_is_unpacked(load_policy) -> None:
     model, update = load_policy()
     sent = Sent()
-    packed = broadcast.pack(sent_tensors(update(3), None, sent))
+    packed = packing.pack(sent_tensors(update(3), None, sent), packing.Own)
     assert len(packed.buckets) > 2
     require_layout(packed.manifest)
-    found = dict(unpack(packed.manifest, packed.buckets))
+    found = dict(unpack(packed.manifest, [bucket.bytes for bucket in packed.buckets]))
     own = dict(model.named_parameters())
     assert set(found) == {*own, "lm_head.weight"}
     for name, parameter in own.items():
@@ -72,7 +72,7 @@ def test_what_the_servers_precision_takes_is_reported(load_policy, move) -> None
     ],
 )
 def test_a_layout_that_does_not_fit_is_refused(load_policy, change: Any, said: str) -> None:
-    packed = broadcast.pack(sent_tensors(load_policy()[1](0), None, Sent()))
+    packed = packing.pack(sent_tensors(load_policy()[1](0), None, Sent()), packing.Own)
     change(packed.manifest)
     with pytest.raises(ValueError, match=said):
         require_layout(packed.manifest)
@@ -126,8 +126,8 @@ def test_weights_arrive_by_broadcast_and_wrong_ones_are_refused_before_they_are_
         move(model)
     pack = broadcast.pack
 
-    def cut(tensors: Any) -> Any:
-        return pack((n, t[:-1] if "norm" in n else t) for n, t in tensors)
+    def cut(tensors: Any, new: Any) -> Any:
+        return pack(((n, t[:-1] if "norm" in n else t) for n, t in tensors), new)
 
     sends: list[Any] = []
     monkeypatch.setattr(broadcast, "pack", cut)
@@ -136,7 +136,7 @@ def test_weights_arrive_by_broadcast_and_wrong_ones_are_refused_before_they_are_
         generator.sync(update(2))
     assert not sends
     monkeypatch.undo()
-    monkeypatch.setattr(broadcast, "BUCKET_BYTES", 500_000)
+    monkeypatch.setattr(packing, "BUCKET_BYTES", 500_000)
     assert generator.sync(update(3)) == 3
     assert largest_difference(model, request, list(generator.generate(request))) < CLOSE
 
@@ -182,9 +182,9 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from grpo_core.policy import named_tensors
 from grpo_core.types import WeightUpdate
-from grpo_generator_vllm_server import VLLMServerConfig, VLLMServerGenerator, broadcast
+from grpo_generator_vllm_server import VLLMServerConfig, VLLMServerGenerator, broadcast, packing
 
-broadcast.BUCKET_BYTES = 500_000
+packing.BUCKET_BYTES = 500_000
 folder, url = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(folder)
 generator = VLLMServerGenerator(VLLMServerConfig(urls=(url,), sync="broadcast"))

@@ -47,12 +47,20 @@ def test_adapters_travel_alone_and_arrive(
         make_generator(sync="adapter").sync(update(3))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+@pytest.mark.parametrize(
+    ("temperature", "sync"), [(1.0, "auto"), (0.7, "auto"), (0.0, "auto"), (1.0, "ipc")]
+)
 def test_logprobs_are_the_policys_before_and_after_an_update(
-    make_generator, load_policy, make_request, largest_difference, move, temperature: float
+    make_generator,
+    load_policy,
+    make_request,
+    largest_difference,
+    move,
+    temperature: float,
+    sync: str,
 ) -> None:
     model, update = load_policy()
-    generator = make_generator()
+    generator = make_generator(sync=sync)
     # Longer than one block of the prefix cache (128 on a CPU), whose keys would be the old ones.
     long = tuple(5 + i % 50 for i in range(300))
     request = make_request(prompt_ids_P=(long, (10, 20, 30)), sampling={"temperature": temperature})
@@ -65,12 +73,13 @@ def test_logprobs_are_the_policys_before_and_after_an_update(
         move(model)
 
 
-def test_merged_adapters_arrive_by_file(
-    make_generator, load_policy, make_request, largest_difference, move
+@pytest.mark.parametrize("sync", ["file", "ipc"])
+def test_merged_adapters_arrive(
+    make_generator, load_policy, make_request, largest_difference, move, sync: str
 ) -> None:
     model, update = load_policy(lora_rank=4)
     move(model, "lora_")
-    generator = make_generator(sync="file")
+    generator = make_generator(sync=sync)
     generator.sync(update(3))
     request = make_request()
     assert largest_difference(model, request, list(generator.generate(request))) < CLOSE

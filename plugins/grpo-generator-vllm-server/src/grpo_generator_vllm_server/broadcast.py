@@ -12,7 +12,6 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,9 +19,10 @@ from urllib.parse import urlsplit
 
 from grpo_core.errors import ConfigError
 from grpo_generator_vllm_server.client import QUICK_SECONDS
-from grpo_generator_vllm_server.engine.grpo_vllm_worker import ALIGNMENT, broadcast, join
+from grpo_generator_vllm_server.engine.grpo_vllm_worker import broadcast, join
 from grpo_generator_vllm_server.errors import PushError
 from grpo_generator_vllm_server.launch import is_loopback
+from grpo_generator_vllm_server.packing import Own, Packed, pack
 from grpo_generator_vllm_server.sync import ByFile, Published, WayName
 from grpo_generator_vllm_server.weights import Sent, sent_tensors
 
@@ -35,21 +35,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BUCKET_BYTES = 2**28
-"""A tensor that is larger has a bucket to itself."""
 STEP_SECONDS = 60.0
 """Longest wait for the workers to join, and then for each bucket; ``sync_seconds`` if less."""
 CAUSE_SECONDS = 10.0
 """Longest wait for what the other end says of a failure."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """Weights as they are sent."""
-
-    manifest: dict[str, Any]
-    """Count, sizes of the buckets in bytes, and for each tensor dtype, shape, bucket, offset."""
-    buckets: list[Tensor]
 
 
 class ByBroadcast(ByFile):
@@ -61,7 +50,7 @@ class ByBroadcast(ByFile):
         super().__init__(dtype)
         self._backend = backend
         self._host = host
-        self._packed: Packed | None = None
+        self._packed: Packed[Own] | None = None
         self._device: torch.device | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,7 +61,7 @@ class ByBroadcast(ByFile):
         sent = Sent()
         self._packed = None  # not two copies at once
         self._device = next(update.model.parameters()).device
-        self._packed = pack(sent_tensors(update, self.dtype, sent))
+        self._packed = pack(sent_tensors(update, self.dtype, sent), Own)
         return sent
 
     def push(self, server: Server, published: Published, seconds: float) -> int:
@@ -91,8 +80,8 @@ class ByBroadcast(ByFile):
         try:
             with _group(ask, host, workers + 1, self._backend, step) as group:
                 for number, bucket in enumerate(packed.buckets):
-                    on = self._device if self._backend == "nccl" else bucket.device
-                    _send(ask, group, number, bucket.to(on))
+                    on = self._device if self._backend == "nccl" else "cpu"
+                    _send(ask, group, number, bucket.bytes.to(on))
         except RuntimeError as error:
             raise PushError(
                 f"{server}: the broadcast of policy version {published.policy_version} to it has "
@@ -100,6 +89,9 @@ class ByBroadcast(ByFile):
             ) from error
         self._ask(server, published, "grpo_apply", seconds, mark=published.mark)
         return self._settle(server, published, seconds)
+
+    def close(self) -> None:
+        self._packed = None
 
     def _own_address(self, server: Server) -> str:
         if self._host is not None:
@@ -111,42 +103,6 @@ class ByBroadcast(ByFile):
                 "private network"
             )
         return "127.0.0.1"
-
-
-def pack(tensors: Iterator[tuple[str, Tensor]]) -> Packed:
-    """Put tensors one after another into buckets of bytes."""
-    import torch
-
-    listed: dict[str, tuple[str, list[int], int, int]] = {}
-    buckets: list[Tensor] = []
-    waiting: list[tuple[int, Tensor]] = []
-    end = 0
-
-    def close() -> None:
-        nonlocal end
-        bucket = torch.zeros(end, dtype=torch.uint8)
-        for offset, tensor in waiting:
-            raw = tensor.reshape(-1).view(torch.uint8)
-            bucket[offset : offset + raw.numel()] = raw
-        buckets.append(bucket)
-        waiting.clear()
-        end = 0
-
-    for name, tensor in tensors:
-        offset = -(-end // ALIGNMENT) * ALIGNMENT
-        if waiting and offset + tensor.nbytes > BUCKET_BYTES:
-            close()
-            offset = 0
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        listed[name] = (dtype, list(tensor.shape), len(buckets), offset)
-        waiting.append((offset, tensor))
-        end = offset + tensor.nbytes
-    if waiting:
-        close()
-    sizes = [bucket.numel() for bucket in buckets]
-    return Packed(
-        manifest={"count": len(listed), "tensors": listed, "buckets": sizes}, buckets=buckets
-    )
 
 
 @contextmanager

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 from grpo_core.errors import ConfigError
 from grpo_generator_vllm_server.broadcast import ByBroadcast
 from grpo_generator_vllm_server.client import Server
+from grpo_generator_vllm_server.ipc import ByIPC, require_shared
+from grpo_generator_vllm_server.shared import MemoryName
 from grpo_generator_vllm_server.sync import ByAdapter, ByFile, Facts, Way
 from grpo_generator_vllm_server.weights import adapter_rank
 
 if TYPE_CHECKING:
+    import torch
+
     from grpo_core.types import WeightUpdate
     from grpo_generator_vllm_server.config import VLLMServerConfig
 
@@ -25,12 +29,14 @@ def choose(
     config: VLLMServerConfig,
     update: WeightUpdate,
     facts: Sequence[Facts],
-    shares_folder: Callable[[], bool],
+    servers: Sequence[Server],
+    folder: Callable[[], Path],
 ) -> Way:
     """The way for this policy and these servers, said in the log.
 
     Args:
-        shares_folder: whether every server sees ``sync_folder``.
+        servers: those whose facts these are.
+        folder: where weights would lie, if every server sees it.
 
     Raises:
         ConfigError: what is asked for cannot be done by policy or servers.
@@ -46,7 +52,7 @@ def choose(
             f"generator.sync is 'adapter' with rank {rank}, but the servers take ranks up to "
             f"{least}; start them with grpo serve --lora-rank {rank}"
         )
-    shared = asked in ("file", "adapter") or (asked == "auto" and shares_folder())
+    shared = asked in ("file", "adapter") or (asked == "auto" and shares_folder(folder(), servers))
     if shared and asked != "file" and rank is not None:
         if rank <= least:
             logger.info("weights reach vLLM by adapter: LoRA of rank %d, the base stays", rank)
@@ -62,6 +68,12 @@ def choose(
     if shared:
         logger.info("weights reach vLLM by file: all of them, in %s", shown)
         return ByFile(dtype)
+    if asked == "ipc":
+        memory = _memory(config, update, facts)
+        require_shared(memory, _device(update), servers)
+        place = "a GPU's memory (CUDA IPC)" if memory == "cuda" else "the host's memory"
+        logger.info("weights reach vLLM by ipc through %s: all of them, in %s", place, shown)
+        return ByIPC(dtype, memory=memory)
     backend = _backend(config, update, facts)
     logger.info("weights reach vLLM by broadcast over %s: all of them, in %s", backend, shown)
     return ByBroadcast(dtype, backend=backend, host=config.broadcast_host)
@@ -70,8 +82,30 @@ def choose(
 def _backend(config: VLLMServerConfig, update: WeightUpdate, facts: Sequence[Facts]) -> str:
     if config.broadcast_backend != "auto":
         return config.broadcast_backend
-    on_gpus = {f.device for f in facts} | {next(update.model.parameters()).device.type}
-    return "nccl" if on_gpus == {"cuda"} else "gloo"
+    return "nccl" if _on_gpus(update, facts) else "gloo"
+
+
+def _memory(config: VLLMServerConfig, update: WeightUpdate, facts: Sequence[Facts]) -> MemoryName:
+    import torch
+
+    on_gpus = _on_gpus(update, facts) and torch.version.cuda is not None
+    if config.ipc_memory == "cuda" and not on_gpus:
+        raise ConfigError(
+            "generator.ipc_memory is 'cuda', but policy and servers are not all on NVIDIA GPUs: "
+            f"the policy is on {_device(update)}, the servers on "
+            f"{', '.join(sorted({f.device for f in facts}))}; set it to auto"
+        )
+    if config.ipc_memory == "auto":
+        return "cuda" if on_gpus else "host"
+    return config.ipc_memory
+
+
+def _on_gpus(update: WeightUpdate, facts: Sequence[Facts]) -> bool:
+    return {f.device for f in facts} | {_device(update).type} == {"cuda"}
+
+
+def _device(update: WeightUpdate) -> torch.device:
+    return next(update.model.parameters()).device
 
 
 def shares_folder(folder: Path, servers: Sequence[Server]) -> bool:

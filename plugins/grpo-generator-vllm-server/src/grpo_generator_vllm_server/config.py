@@ -91,10 +91,11 @@ class VLLMServerConfig(Settings):
         ">=0.32,<0.33",
         description="Versions of vLLM that are accepted; the default are those tested.",
     )
-    sync: Literal["auto", "file", "adapter", "broadcast"] = Field(
+    sync: Literal["auto", "file", "adapter", "broadcast", "ipc"] = Field(
         "auto",
         description="How weights arrive: file is all of them through a folder, broadcast all of "
-        "them over the network, adapter only those of LoRA. auto is adapter where policy and "
+        "them over the network, ipc all of them in memory that trainer and servers on one machine "
+        "share, adapter only those of LoRA. auto is adapter where policy and "
         "servers have LoRA, broadcast where the servers do not see sync_folder, else file.",
     )
     sync_folder: str | None = Field(
@@ -111,6 +112,11 @@ class VLLMServerConfig(Settings):
         "auto",
         description="auto is nccl where policy and servers are on GPUs, which must be other ones, "
         "else gloo, which goes through the host's memory.",
+    )
+    ipc_memory: Literal["auto", "cuda", "host"] = Field(
+        "auto",
+        description="For sync: ipc: auto is cuda (CUDA IPC, a second copy of the weights on the "
+        "policy's GPU) where policy and servers are on NVIDIA GPUs, else host, the host's memory.",
     )
     requests_at_once: int = Field(
         64, ge=1, description="Most prompts that one server has at a time; others wait here."

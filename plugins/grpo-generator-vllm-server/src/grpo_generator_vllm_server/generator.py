@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from grpo_core.errors import SyncError
 from grpo_core.policy import base_of, context_length
 from grpo_generator_vllm_server import request as requests
-from grpo_generator_vllm_server.choice import choose, shares_folder
+from grpo_generator_vllm_server.choice import choose
 from grpo_generator_vllm_server.client import Server
 from grpo_generator_vllm_server.config import VLLMServerConfig
 from grpo_generator_vllm_server.contact import first_contact
@@ -139,7 +139,8 @@ class VLLMServerGenerator:
                 self._config,
                 update,
                 [m.facts for m in members if m.facts is not None],
-                lambda: shares_folder(self._sync_folder(), [m.server for m in members if m.met]),
+                [m.server for m in members if m.met],
+                self._sync_folder,
             )
         mark = f"{self._run}.v{update.policy_version}"
         published = self._published
@@ -261,6 +262,8 @@ class VLLMServerGenerator:
                 shutil.rmtree(self._published.folder, ignore_errors=True)
                 with contextlib.suppress(OSError):  # others may keep theirs there
                     self._published.folder.parent.rmdir()
+            if self._way is not None:
+                self._way.close()
             self._fleet = self._started = self._published = self._way = None
 
     # -- servers ------------------------------------------------------------------------------

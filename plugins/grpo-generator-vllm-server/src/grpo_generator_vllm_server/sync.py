@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from grpo_core.types import WeightUpdate
     from grpo_generator_vllm_server.client import Server
 
-WayName = Literal["file", "adapter", "broadcast"]
+WayName = Literal["file", "adapter", "broadcast", "ipc"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +86,9 @@ class Way(Protocol):
     def served_as(self, facts: Facts, published: Published) -> str:
         """The model's name in requests."""
 
+    def close(self) -> None:
+        """Give back the memory that ``write`` has taken; there are no more pushes."""
+
 
 class ByFile:
     """All weights through a folder that both sides see; works for every model and LoRA, merged."""
@@ -146,6 +149,9 @@ class ByFile:
     def served_as(self, facts: Facts, published: Published) -> str:
         return facts.served
 
+    def close(self) -> None:
+        pass
+
 
 class ByAdapter:
     """LoRA's matrices alone, under a new name each time; the base is never sent again."""
@@ -196,6 +202,9 @@ class ByAdapter:
 
     def served_as(self, facts: Facts, published: Published) -> str:
         return published.mark
+
+    def close(self) -> None:
+        pass
 
 
 def clear_older(published: Published) -> None:

@@ -42,7 +42,7 @@ class Sent:
 def sent_tensors(
     update: WeightUpdate, dtype: str | None, sent: Sent
 ) -> Iterator[tuple[str, Tensor]]:
-    """All weights as they travel, on the CPU, a tied head by its own name too.
+    """All weights as they travel, a tied head by its own name too, which may be the same memory.
 
     Args:
         dtype: what the server computes in: wider weights are rounded to it here, as it would, and
@@ -62,9 +62,7 @@ def sent_tensors(
             kept = rounded
         sent.tensors += 1
         sent.bytes += kept.nbytes
-        # A copy, as two names may share their memory, which the format does not allow, and the
-        # policy goes on to change.
-        yield name, kept.to("cpu", copy=True).contiguous()
+        yield name, kept
 
 
 def write_weights(folder: Path, update: WeightUpdate, dtype: str | None) -> Sent:
@@ -151,7 +149,8 @@ def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]
     shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors:
-        shard[name] = tensor
+        # A copy, as two names may share their memory, which the format does not allow.
+        shard[name] = tensor.to("cpu", copy=True).contiguous()
         size += tensor.nbytes
         if size >= FILE_BYTES:
             yield shard

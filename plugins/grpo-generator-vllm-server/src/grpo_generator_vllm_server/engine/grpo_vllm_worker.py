@@ -1,5 +1,5 @@
-"""Worker extension for `vllm serve --worker-extension-cls`: weights from a folder or over a process
-group, all or none.
+"""Worker extension for `vllm serve --worker-extension-cls`: weights from a folder, over a process
+group, or in memory that is shared, all or none.
 
 vLLM's own reload takes what it is given: a partial stream is accepted with a warning, a wrong shape
 leaves the engine broken for good, and with tied embeddings on a CPU the head stays old unless it is
@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ class GRPOWorker:
     model_runner: Any
     vllm_config: Any
     rank: int
+    device: Any
     reload_weights: Any
-    """These four are the worker's own."""
+    """These five are the worker's own."""
     _grpo_group: Any
     _grpo_manifest: dict[str, Any] | None
     _grpo_buckets: list[Any]
@@ -69,18 +70,19 @@ class GRPOWorker:
     def grpo_load(self, path: str, mark: str) -> Answer:
         """Take over the weights in ``path``; ``mark`` is what ``grpo_held`` then says."""
 
-        def read() -> dict[str, Any]:
+        def read() -> Iterable[tuple[str, Any]]:
             tensors = read_complete(Path(path))
             self._grpo_require_fit({n: list(t.shape) for n, t in tensors.items()})
-            return tensors
+            return tensors.items()
 
         return self._grpo_take_over(read, mark)
 
-    # -- over a process group: expect, join, receive each bucket, apply --------------------------
+    # -- over a process group: expect, join, receive each bucket, apply; in shared memory: expect,
+    # -- open, apply -----------------------------------------------------------------------------
 
     def grpo_expect(self, manifest: dict[str, Any]) -> Answer:
         """Compare what will be sent with the model, before anything is sent."""
-        self._grpo_drop()
+        self.grpo_drop()
         try:
             require_layout(manifest)
             self._grpo_require_fit({n: t[1] for n, t in manifest["tensors"].items()})
@@ -98,7 +100,7 @@ class GRPOWorker:
                 (host, port), name, self.rank + 1, world, backend, limit, listening=None
             )
         except Exception as error:
-            self._grpo_drop()
+            self.grpo_drop()
             return {"error": f"{type(error).__name__}: {error}", "applied": False}
         return {"joined": True}
 
@@ -120,31 +122,61 @@ class GRPOWorker:
             self._grpo_buckets.append(bucket.cpu())
         except Exception as error:
             # The trainer's end of a group that is left fails at once, not at its time limit.
-            self._grpo_drop()
+            self.grpo_drop()
             return {"error": f"{type(error).__name__}: {error}", "applied": False}
         return {"received": number}
 
+    def grpo_opens(self, handle: dict[str, Any]) -> Answer:
+        """Whether this worker can open what the trainer shares."""
+        try:
+            _memory().open_bucket(handle, handle.get("size"), self.device).close()
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+        return {"opens": True}
+
+    def grpo_open(self, handles: list[dict[str, Any]]) -> Answer:
+        """Open all buckets where the trainer has them; the model stays as it is."""
+        manifest = getattr(self, "_grpo_manifest", None)
+        try:
+            if manifest is None:
+                raise RuntimeError("no manifest has come before the handles")
+            self._grpo_buckets = _memory().open_all(handles, manifest["buckets"], self.device)
+        except Exception as error:
+            self.grpo_drop()
+            return {"error": f"{type(error).__name__}: {error}", "applied": False}
+        return {"opened": len(handles)}
+
     def grpo_apply(self, mark: str) -> Answer:
-        """Take over what was received, all of it or nothing."""
+        """Take over what was received or opened, all of it or nothing."""
         manifest, buckets = (
             getattr(self, "_grpo_manifest", None),
             getattr(self, "_grpo_buckets", []),
         )
-        self._grpo_drop()
 
-        def unpacked() -> dict[str, Any]:
+        self._grpo_forget()
+
+        def unpacked() -> Iterator[tuple[str, Any]]:
             if manifest is None or len(buckets) != len(manifest["buckets"]):
                 raise RuntimeError(f"{len(buckets)} buckets were received, which is not all")
-            return dict(unpack(manifest, buckets))
+            return unpack(manifest, buckets)
 
-        return self._grpo_take_over(unpacked, mark)
+        try:
+            return self._grpo_take_over(unpacked, mark)
+        finally:
+            _memory().close_all(buckets)
 
-    def _grpo_drop(self) -> None:
+    def grpo_drop(self) -> Answer:
+        """Forget what was received, and close what was opened."""
+        _memory().close_all(getattr(self, "_grpo_buckets", []))
+        self._grpo_forget()
+        return {"dropped": True}
+
+    def _grpo_forget(self) -> None:
         self._grpo_group, self._grpo_manifest, self._grpo_buckets = None, None, []
 
     # -- either way ------------------------------------------------------------------------------
 
-    def _grpo_take_over(self, read: Callable[[], Mapping[str, Any]], mark: str) -> Answer:
+    def _grpo_take_over(self, read: Callable[[], Iterable[tuple[str, Any]]], mark: str) -> Answer:
         self._grpo_held: str | None = getattr(self, "_grpo_held", None)
         self._grpo_broken: str | None = getattr(self, "_grpo_broken", None)
         try:
@@ -154,7 +186,7 @@ class GRPOWorker:
         # From here to the last line the model is neither the old nor the new one.
         self._grpo_held, self._grpo_broken = None, f"the reload to {mark} did not end"
         try:
-            self.reload_weights(weights_iterator=iter(tensors.items()))
+            self.reload_weights(weights_iterator=iter(tensors))
         except Exception as error:
             self._grpo_broken = f"{type(error).__name__}: {error}"
             return {"error": self._grpo_broken, "applied": True}
@@ -173,6 +205,11 @@ class GRPOWorker:
             model = self.vllm_config.model_config
             found = self._grpo_names = checkpoint_shapes(str(model.model), model.revision)
         return found
+
+
+def _memory() -> Any:
+    # In vLLM's environment a module beside this one, in the trainer's a part of its package.
+    return importlib.import_module(f"{__package__ or ''}.grpo_vllm_memory".removeprefix("."))
 
 
 def join(
