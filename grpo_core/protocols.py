@@ -126,7 +126,8 @@ class TurnGenerator(Generator, Protocol):
 
     def sample_turns(self, request: TurnRequest) -> Iterator[SampledTurn]:
         """Yield each turn that ``request.take`` hands out as soon as it is sampled; end when
-        ``take(True)`` has none. Random numbers as ``TurnRequest`` says."""
+        ``take(True)`` has none. Random numbers as ``TurnRequest`` says, so that a first turn is
+        what ``generate`` would give to that sample. Threads and syncs as in ``generate``."""
 
 
 @runtime_checkable

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from grpo_core.types import Completion, TurnRequest
 
 
+TURN_KEYS = 2**32
+"""More than there are rollouts."""
+
+
 def sample_turns(generator: Generator, request: TurnRequest) -> Iterator[SampledTurn]:
     """Sample every turn that ``request.take`` hands out, in whatever order they finish.
 
-    A ``TurnGenerator`` takes new turns between two tokens. Any other is asked in waves: all turns
+    A ``TurnGenerator`` takes new turns while it samples. Any other is asked in waves: all turns
     that are ready, then, when these are finished, all that have become ready since.
 
     Raises:
@@ -52,9 +56,13 @@ def _wave(
             step=request.step,
             seed=request.seed,
             prompt_ids_P=tuple(turn.prompt_ids for turn in turns),
-            # Every rollout is a prompt of its own here: with the group's key alone, all of its
-            # members would draw the random numbers of member 0.
-            prompt_keys_P=tuple(turn.key * request.group_size + turn.sample for turn in turns),
+            # Every turn is a prompt of its own here: with the group's key alone, all of its members
+            # would draw the random numbers of member 0, and with the rollout's alone a generator
+            # that does not count positions those of its first turn again.
+            prompt_keys_P=tuple(
+                turn.key * request.group_size + turn.sample + turn.number * TURN_KEYS
+                for turn in turns
+            ),
             group_size=1,
             sampling=request.sampling.model_copy(update={"max_tokens": max_tokens}),
             eos_token_ids=request.eos_token_ids,

@@ -76,7 +76,7 @@ def test_waves_keep_rollouts_and_bounds_apart() -> None:
         (0, 1, 1): (9,) * 2,
     }
     assert {s.policy_version for s in found} == {4}
-    assert [r.prompt_keys_P for r in generator.requests] == [(11,), (0, 1), (1,)]
+    assert [r.prompt_keys_P for r in generator.requests] == [(11,), (0, 1), (1 + 2**32,)]
     assert {r.group_size for r in generator.requests} == {1}
     assert [r.sampling.max_tokens for r in generator.requests] == [7, 5, 2]
     assert {r.sampling.temperature for r in generator.requests} == {0.7}

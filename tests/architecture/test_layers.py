@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "protocols",
         "rewards",
     }
-    | {"run", "scoring", "trainer"},
+    | {"run", "scoring", "trainer", "turns"},
     # Scores what a run would, so it sees what makes a run; only `sampling` reaches the trainer.
     "preview": GROUND | {"builtin.text", "protocols", "rewards", "scoring", "trainer"},
     "scaffold": GROUND | {"plugins.catalog", "plugins.registrar", "staging"},

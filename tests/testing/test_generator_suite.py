@@ -104,6 +104,65 @@ class ClosesOnce(HFGenerator):
         super().close()
 
 
+class OtherPlace(HFGenerator):
+    """Draws by another place than that of the rollout."""
+
+    def sample_turns(self, request: Any) -> Any:
+        def take(wait: bool) -> Any:
+            return [replace(turn, sample=0, key=turn.sample + 9 * turn.key) for turn in taken(wait)]
+
+        taken = request.take
+        for sampled in super().sample_turns(replace(request, take=take)):
+            turn = sampled.turn
+            yield replace(sampled, turn=replace(turn, sample=turn.key % 9, key=turn.key // 9))
+
+
+class ByOrder(HFGenerator):
+    """Draws by the order in which turns come."""
+
+    def sample_turns(self, request: Any) -> Any:
+        asked: dict[int, Any] = {}
+
+        def take(wait: bool) -> Any:
+            found = []
+            for turn in taken(wait):
+                asked[len(asked)] = turn
+                found.append(replace(turn, key=len(asked) - 1, sample=0))
+            return found
+
+        taken = request.take
+        for sampled in super().sample_turns(replace(request, take=take)):
+            yield replace(sampled, turn=asked[sampled.turn.key])
+
+
+class LaterTurnsWait(HFGenerator):
+    """Takes turns only when it has none."""
+
+    def sample_turns(self, request: Any) -> Any:
+        taken = request.take
+        asked: list[Any] = []
+
+        def take(wait: bool) -> Any:
+            asked[:] = taken(wait) if wait else []
+            return asked
+
+        yield from super().sample_turns(replace(request, take=take))
+
+
+class WarmTurns(HFGenerator):
+    def sample_turns(self, request: Any) -> Any:
+        warm = request.sampling.model_copy(update={"temperature": 1.5})
+        return super().sample_turns(replace(request, sampling=warm))
+
+
+class ForgetsTheLast(HFGenerator):
+    """Ends when some tools have not answered yet."""
+
+    def sample_turns(self, request: Any) -> Any:
+        taken = request.take
+        return super().sample_turns(replace(request, take=lambda wait: taken(False)))
+
+
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
@@ -115,6 +174,11 @@ class ClosesOnce(HFGenerator):
         (NoEnd, "test_a_stop_string_ends_a_completion"),
         (Unpenalised, "test_truncation_and_penalty_change_no_logprob"),
         (ClosesOnce, "test_closing_twice_is_closing_once"),
+        (OtherPlace, "test_a_first_turn_is_what_its_sample_says_in_a_whole_group"),
+        (ByOrder, "test_turns_are_whole_whenever_tools_answer"),
+        (ForgetsTheLast, "test_turns_are_whole_whenever_tools_answer"),
+        (LaterTurnsWait, "test_a_turn_begins_and_ends_while_another_is_sampled"),
+        (WarmTurns, "test_logprobs_of_turns_are_the_policys_own_before_and_after_an_update"),
     ],
 )
 def test_a_broken_promise_of_a_generator_is_found(broken: Any, check: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from grpo_core.errors import ConfigError, DataError, SyncError
-from grpo_core.testing.generator_suite import move
+from grpo_core.testing.generator_bench import move
 from grpo_core.types import WeightUpdate
 from grpo_generator_vllm_colocate import VLLMColocateGenerator
 from grpo_generator_vllm_colocate.errors import EngineError, RequestRefusedError

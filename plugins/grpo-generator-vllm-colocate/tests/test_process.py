@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from grpo_core.testing.generator_suite import move
+from grpo_core.testing.generator_bench import move
 
 pytestmark = pytest.mark.vllm
 

@@ -189,6 +189,17 @@ def spare_engine(
         yield launched
 
 
+@pytest.fixture(scope="session")
+def calculator_engine(
+    engine_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Launched]:
+    """One with the policy of grpo-tools' example, which can call a function."""
+    example = Path(__file__).parents[2] / "grpo-tools" / "examples" / "calculator"
+    folder = tmp_path_factory.mktemp("calculator")
+    with _running(engine_settings, folder, example / "checkpoint") as launched:
+        yield launched
+
+
 @pytest.fixture
 def sampled_tokens() -> Callable[[Launched], float]:
     """``sampled_tokens(engine)``: how many a server has, since it was started."""

@@ -6,9 +6,11 @@ client does with answers, right and wrong ones.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ class FakeServer:
         self.push_error: str | None = None
         self.stuck_version: str | None = None
         self.slow = 0.0
+        self.complete: Callable[[Any], Answer | None] = lambda body: None
+        """Asked first, in the thread of the request; an answer of its own goes out as it is."""
         self.dead = False
         self.calls: list[tuple[str, Any]] = []
         outer = self
@@ -70,8 +74,9 @@ class FakeServer:
                 self.send_header("content-length", str(len(data)))
                 if status != 401:
                     self.send_header("x-grpo-instance", outer.instance)
-                self.end_headers()
-                self.wfile.write(data)
+                with contextlib.suppress(ConnectionError):  # whoever asked may be gone
+                    self.end_headers()
+                    self.wfile.write(data)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -163,13 +168,16 @@ class FakeServer:
 
     def _completions(self, body: Any) -> Answer:
         time.sleep(self.slow)
+        if (answer := self.complete(body)) is not None:
+            return answer
         fault = self.fault if self.faults_left > 0 else None
         if fault is not None:
             self.faults_left -= 1
         choices = [
             {
                 "index": i,
-                "token_ids": [5 + i, 7, 2],
+                # As sampling does: by what stands before and the seed, not by who is asked.
+                "token_ids": [3 + (body["seed"] + i + 31 * sum(body["prompt"])) % 250, 7, 2],
                 "prompt_token_ids": body["prompt"],
                 "logprobs": {"token_logprobs": [-0.5, -0.25, -0.1]},
                 "finish_reason": "stop",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from grpo_generator_vllm_server.answer import Piece
-from grpo_generator_vllm_server.drafts import GroupDraft
-from grpo_generator_vllm_server.request import first_draw
+from grpo_generator_vllm_server.drafts import Call, GroupDraft
+from grpo_generator_vllm_server.request import Draw, first_draw
 from grpo_generator_vllm_server.sampling import decoder
 
 
@@ -27,6 +29,10 @@ def decode(tokenizer) -> Any:
 def piece(ids: tuple[int, ...], finish: Any = None, first: int = 0) -> Piece:
     logprobs = tuple(-0.01 * (first + at) for at in range(len(ids)))
     return Piece(token_ids=ids, logprobs=logprobs, finish=finish)
+
+
+def plain(calls: Sequence[Call]) -> list[tuple[Draw, tuple[int, ...]]]:
+    return [(call.draw, call.members) for call in calls]
 
 
 def engine_sees(decode, ids: tuple[int, ...], stops: tuple[str, ...]) -> Piece:
@@ -54,20 +60,20 @@ def test_a_stop_string_across_any_cut_ends_the_completion_where_it_would_have(
     whole = engine_sees(decode, ids, stops)
     for cut in range(1, len(whole.token_ids)):
         for second in (None, *range(cut + 1, len(whole.token_ids))):
-            group = GroupDraft(request, 0, decode)
+            group = GroupDraft.of_group(request, 0, decode)
             cuts = [cut] if second is None else [cut, second]
             for version, (begin, end) in enumerate(zip([0, *cuts], [*cuts, None], strict=True)):
-                due = group.due()
-                if not due:
+                if group.is_finished:
                     break
-                ((draw, members),) = due
+                (call,) = group.due()
+                draw = call.draw
                 assert draw.token_ids == (*prompt, *ids[:begin])
                 assert draw.max_tokens == len(ids) - begin
                 # The engine reads each call's text anew, so it sees nothing across a cut.
                 seen = engine_sees(decode, ids[begin:], stops)
                 if end is not None and len(seen.token_ids) > end - begin:
                     seen = piece(ids[begin:end])
-                group.take(members, [seen], version)
+                group.take(call.members, [seen], version)
             (found,), oldest = group.finished()
             assert oldest == 0
             assert found.token_ids == whole.token_ids, (cut, second)
@@ -78,27 +84,33 @@ def test_a_stop_string_across_any_cut_ends_the_completion_where_it_would_have(
 
 def test_members_that_are_finished_stay_and_the_others_go_on(decode, make_request) -> None:
     request = make_request(prompt_ids_P=((5, 6),), group_size=4, sampling={"max_tokens": 5})
-    group = GroupDraft(request, 0, decode)
+    group = GroupDraft.of_group(request, 0, decode)
     first = first_draw(request, 0)
-    assert group.due() == [(first, [0, 1, 2, 3])]
+    assert plain(group.due()) == [(first, (0, 1, 2, 3))]
     # Interrupted before it began: the same call again, with the same random numbers.
     group.take(range(4), [piece(())] * 4, 3)
-    assert group.due() == [(first, [0, 1, 2, 3])]
+    assert plain(group.due(range(4))) == [(first, (0, 1, 2, 3))]
     group.take(range(4), [piece((7, 2), "stop"), piece((8, 9)), piece(()), piece((4,))], 3)
-    due = group.due()
-    assert [members for _, members in due] == [[1], [2], [3]]
+    due = plain(group.due(range(4)))
+    assert [members for _, members in due] == [(1,), (2,), (3,)]
     assert [draw.token_ids for draw, _ in due] == [(5, 6, 8, 9), (5, 6), (5, 6, 4)]
     assert [draw.max_tokens for draw, _ in due] == [3, 5, 4]
     assert {draw.count for draw, _ in due} == {1}
+    # Three of four members are three quarters of the load.
+    assert sum(call.share for call in group.due()) == Fraction(3, 4)
     # One that has no token yet draws the numbers that it would have drawn.
     assert due[1][0].seed == first.seed + 2
     assert len({draw.seed for draw, _ in due} | {first.seed + i for i in range(4)}) == 6
     group.take([1], [piece((1,))], 4)
-    (again, _), *_ = group.due()
+    ((again, members),) = plain(group.due([1]))
+    assert members == (1,)
     assert again.seed != due[0][0].seed
     group.take([1], [piece((1, 1), "length")], 5)
     group.take([2], [piece((3, 2), "stop")], 5)
+    assert not group.is_finished
     group.take([3], [piece((2,), "stop")], 5)
+    assert group.is_finished
+    assert group.due([3]) == []
     completions, oldest = group.finished()
     assert oldest == 3
     assert [c.policy_versions for c in completions] == [
@@ -113,10 +125,10 @@ def test_members_that_are_finished_stay_and_the_others_go_on(decode, make_reques
 
 def test_at_temperature_0_one_is_sampled_and_counted_for_all(decode, make_request) -> None:
     request = make_request(prompt_ids_P=((5,),), group_size=3, sampling={"temperature": 0.0})
-    group = GroupDraft(request, 0, decode)
+    group = GroupDraft.of_group(request, 0, decode)
     group.take([0], [piece((7,))], 1)
-    ((draw, members),) = group.due()
-    assert (draw.count, members) == (1, [0])
+    ((draw, members),) = plain(group.due())
+    assert (draw.count, members) == (1, (0,))
     group.take([0], [piece((2,), "stop")], 2)
     completions, _ = group.finished()
     assert [c.policy_versions for c in completions] == [(1, 2)] * 3

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from grpo_core.types import Completion, GeneratedGroup, GenerateRequest
+from grpo_core.types import Completion, GeneratedGroup, GenerateRequest, Turn, TurnRequest
 from grpo_generator_vllm_server import VLLMServerGenerator
 from grpo_generator_vllm_server.errors import NoServerLeftError
 
@@ -147,6 +147,69 @@ def test_completions_go_on_under_new_weights_and_say_which_token_is_whose(
     (group,) = generator.generate(long_request(prompt_ids_P=((9, 8),), sampling={"max_tokens": 8}))
     assert group.policy_version == max(models)
     assert {c.policy_versions for c in group.completions_G} == {None}
+
+
+def test_turns_go_on_under_new_weights_and_later_ones_begin_under_them(
+    make_generator, load_policy, long_request, move, until_sampling
+) -> None:
+    model, update = load_policy()
+    generator = make_generator(sync="file")
+    generator.sync(update(0))
+    models = {0: deepcopy(model)}
+
+    def turn(prompt: tuple[int, ...], key: int, number: int) -> Turn:
+        return Turn(prompt_ids=prompt, key=key, sample=0, number=number, max_tokens=400)
+
+    ready, found = [turn((10 + key, 20, 30), key, 0) for key in range(4)], []
+
+    def take(wait: bool) -> list[Turn]:
+        handed, ready[:] = list(ready), []
+        return handed
+
+    request = TurnRequest(
+        step=0,
+        seed=7,
+        group_size=1,
+        rollouts=4,
+        longest=900,
+        sampling=long_request().sampling,
+        eos_token_ids=(),
+        take=take,
+    )
+
+    def consume() -> None:
+        for one in generator.sample_turns(request):
+            found.append(one)
+            if one.turn.number == 0:
+                said = (*one.turn.prompt_ids, *one.completion.token_ids, 40, 41)
+                ready.append(turn(said, one.turn.key, 1))
+
+    thread = threading.Thread(target=consume, daemon=True)
+    thread.start()
+    for version in (1, 2):
+        until_sampling(generator)
+        move(model)
+        models[version] = deepcopy(model)
+        assert generator.sync(update(version)) == version
+    thread.join(120)
+    assert sorted((one.turn.key, one.turn.number) for one in found) == [
+        (key, number) for key in range(4) for number in range(2)
+    ]
+    asked = long_request(
+        prompt_ids_P=tuple(one.turn.prompt_ids for one in found),
+        group_size=1,
+        sampling={"max_tokens": 400},
+    )
+    groups = [
+        GeneratedGroup(
+            index=index, completions_G=(one.completion,), policy_version=one.policy_version
+        )
+        for index, one in enumerate(found)
+    ]
+    seen = require_exact(models, asked, groups)
+    assert any(len(versions) > 1 for versions in seen), seen
+    last = [max(versions_of(g, g.completions_G[0])) for g in groups if found[g.index].turn.number]
+    assert set(last) == {2}
 
 
 def test_closing_ends_what_other_threads_sample(

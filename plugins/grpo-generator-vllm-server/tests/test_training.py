@@ -24,7 +24,7 @@ from grpo_generator_vllm_server.launch import Launched
 
 pytestmark = pytest.mark.vllm
 
-WAIT = 150
+WAIT = 600
 """Seconds for an engine to start on a busy machine; measured 25 with two cores."""
 
 

@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,16 +131,20 @@ class Engine:
         self._running.add(name)
         return name
 
-    def finished(self, wanted: Collection[str]) -> list[tuple[str, Any]]:
+    def finished(self, wanted: Collection[str], *, most: float = inf) -> list[tuple[str, Any]]:
         """Decode until some of these groups are whole; vLLM's outputs, by name.
+
+        Args:
+            most: steps after which it returns, even if none is whole.
 
         Raises:
             EngineError: the engine failed, or has lost them.
         """
         try:
             with left_as_found():
-                while not (found := [name for name in wanted if name in self._done]):
+                while not (found := [name for name in wanted if name in self._done]) and most > 0:
                     self._step(len(wanted))
+                    most -= 1
         except EngineError:
             raise
         except Exception as error:

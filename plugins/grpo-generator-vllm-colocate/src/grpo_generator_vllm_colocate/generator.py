@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from math import inf
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from grpo_core.errors import DataError, GRPOError, SyncError
 from grpo_core.policy import base_of, context_length
-from grpo_core.types import GeneratedGroup
+from grpo_core.types import GeneratedGroup, SampledTurn
 from grpo_generator_vllm_colocate.config import VLLMColocateConfig
 from grpo_generator_vllm_colocate.start import start_engine
 from grpo_generator_vllm_colocate.ways import Held, Way, choose
@@ -18,7 +19,7 @@ from grpo_generator_vllm_server import request as requests
 
 if TYPE_CHECKING:
     from grpo_core.protocols import BuildContext
-    from grpo_core.types import GenerateRequest, WeightUpdate
+    from grpo_core.types import Completion, GenerateRequest, Turn, TurnRequest, WeightUpdate
     from grpo_generator_vllm_colocate.engine import Engine
     from grpo_generator_vllm_server.request import Draw
 
@@ -26,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 NAME = "vllm-colocate"
 ENGINE = "the vLLM engine of this process"
+TURN_STEPS = 4
+"""Tokens between two looks for new turns: each costs 0.2 ms on a CPU, to leave the process as it
+was found."""
+
+T = TypeVar("T")
 
 
 class VLLMColocateGenerator:
@@ -109,48 +115,93 @@ class VLLMColocateGenerator:
             EngineError: vLLM failed.
         """
         # Not a generator function itself: a wrong request fails here, not at the first `next`.
-        if self._held is None or self._engine is None:
-            raise SyncError(f"generator {NAME!r} has nothing to sample from: {self._refusal}")
+        engine, held = self._ready()
         requests.check(request, self._context_length, generator=NAME)
-        most = self._engine.max_model_len
         for ids in request.prompt_ids_P:
-            if len(ids) + request.sampling.max_tokens > most:
+            if len(ids) + request.sampling.max_tokens > engine.max_model_len:
                 raise DataError(
                     f"a prompt of {len(ids)} tokens and sampling.max_tokens "
-                    f"{request.sampling.max_tokens} are more than generator.max_model_len {most}"
+                    f"{request.sampling.max_tokens} are more than generator.max_model_len "
+                    f"{engine.max_model_len}"
                 )
-        return self._groups(request, self._engine, self._held)
+        return self._groups(request, engine, held)
+
+    def sample_turns(self, request: TurnRequest) -> Iterator[SampledTurn]:
+        """Yield turns as they end; those that become ready meanwhile join.
+
+        Raises:
+            DataError: a rollout may become longer than the model's context, or the engine's.
+            ConfigError: the request cannot be served.
+            SyncError: there are no weights, or others were given while these were sampled from.
+            EngineError: vLLM failed.
+        """
+        engine, held = self._ready()
+        room = min(engine.max_model_len, self._context_length or engine.max_model_len)
+        requests.check_turns(request, room)
+        return self._turns(request, engine, held)
+
+    def _ready(self) -> tuple[Engine, Held]:
+        if self._held is None or self._engine is None:
+            raise SyncError(f"generator {NAME!r} has nothing to sample from: {self._refusal}")
+        return self._engine, self._held
 
     def _groups(
         self, request: GenerateRequest, engine: Engine, held: Held
     ) -> Iterator[GeneratedGroup]:
-        left: dict[str, tuple[int, Draw]] = {}
+        count = len(request.prompt_ids_P)
+        waiting = [[(index, requests.first_draw(request, index)) for index in range(count)]]
+        for index, completions in self._sampled(
+            request, engine, held, lambda wait: waiting.pop() if waiting else ()
+        ):
+            yield GeneratedGroup(
+                index=index,
+                completions_G=completions * (request.group_size // len(completions)),
+                policy_version=held.policy_version,
+            )
+
+    def _turns(self, request: TurnRequest, engine: Engine, held: Held) -> Iterator[SampledTurn]:
+        def take(wait: bool) -> Iterable[tuple[Turn, Draw]]:
+            return [(turn, requests.turn_draw(request, turn)) for turn in request.take(wait)]
+
+        for turn, (completion,) in self._sampled(request, engine, held, take, most=TURN_STEPS):
+            yield SampledTurn(turn=turn, completion=completion, policy_version=held.policy_version)
+
+    def _sampled(
+        self,
+        request: GenerateRequest | TurnRequest,
+        engine: Engine,
+        held: Held,
+        take: Callable[[bool], Iterable[tuple[T, Draw]]],
+        *,
+        most: float = inf,
+    ) -> Iterator[tuple[T, tuple[Completion, ...]]]:
+        """What draws have come to, as they end; ``take`` is as in ``TurnRequest``, and asked again
+        after ``most`` steps."""
+        left: dict[str, tuple[T, Draw]] = {}
         expected = answer.Expected(
             vocabulary=self._vocabulary, eos_token_ids=request.eos_token_ids, may_be_cut=False
         )
         try:
-            self._require_held(held, request)
-            engine.wake()
-            for index, ids in enumerate(request.prompt_ids_P):
-                draw = requests.first_draw(request, index)
-                fields = requests.sampling_fields(request, draw)
-                name = engine.submit(ids, fields, self._config.structured_outputs, held)
-                left[name] = index, draw
-            while left:
+            while True:
+                new = take(not left)
                 self._require_held(held, request)
-                for name, output in engine.finished(list(left)):
-                    index, draw = left.pop(name)
-                    found = _as_answer(output, held)
-                    drawn = answer.pieces(found, draw, expected, server=ENGINE)
-                    yield GeneratedGroup(
-                        index=index,
-                        completions_G=answer.whole(drawn) * (request.group_size // draw.count),
-                        policy_version=held.policy_version,
+                engine.wake()
+                for what, draw in new:
+                    fields = requests.sampling_fields(request, draw)
+                    name = engine.submit(
+                        draw.token_ids, fields, self._config.structured_outputs, held
                     )
+                    left[name] = what, draw
+                if not left:
+                    return
+                for name, output in engine.finished(list(left), most=most):
+                    what, draw = left.pop(name)
+                    found = _as_answer(output, held)
+                    yield what, answer.whole(answer.pieces(found, draw, expected, server=ENGINE))
         finally:
             engine.release(left)
 
-    def _require_held(self, held: Held, request: GenerateRequest) -> None:
+    def _require_held(self, held: Held, request: GenerateRequest | TurnRequest) -> None:
         if self._held is not held:
             raise SyncError(
                 f"generator {NAME!r} was synced or closed while it was sampling step "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from grpo_core.types import Completion
-from grpo_generator_vllm_server.request import Draw, draws, first_draw, seed_after
+from grpo_generator_vllm_server.request import Draw, draws, first_draw, seed_after, turn_draw
 
 if TYPE_CHECKING:
-    from grpo_core.types import GenerateRequest
+    from grpo_core.types import GenerateRequest, Turn, TurnRequest
     from grpo_generator_vllm_server.answer import Finish, Piece
 
 Decode = Callable[[Sequence[int]], str]
@@ -29,33 +30,88 @@ class Draft:
     finish: Finish | None = None
 
 
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Call:
+    """Something to be asked of a server, for some members of a draft.
+
+    Example: ``Call(draft=draft, draw=draw, members=(0, 1, 2, 3))``.
+    """
+
+    draft: GroupDraft
+    draw: Draw
+    members: tuple[int, ...]
+
+    @property
+    def share(self) -> Fraction:
+        """How much of a prompt's whole group it is, as a load."""
+        return Fraction(self.draw.count, self.draft.group)
+
+
 class GroupDraft:
-    """The completions of one prompt; each is finished, or goes on from the tokens that it has.
+    """Completions of one prompt; each is finished, or goes on from the tokens that it has.
 
     A member that goes on is asked for alone, with prompt and tokens so far as its prompt, so that
     the new weights compute their own keys and values for all of them.
+
+    Args:
+        request: what they are of.
+        first: asks for all of them.
+        group: how many completions of its prompt are sampled, in this draft and others.
+        place: prompt, and sample if it is of one alone: what shares a beginning with it.
+        copies: how often each completion counts.
     """
 
-    def __init__(self, request: GenerateRequest, index: int, decode: Decode) -> None:
-        self._first = first_draw(request, index)
-        self._copies = request.group_size // draws(request)
-        self._stops = request.sampling.stop
-        self._decode = decode
-        self._drafts = [Draft() for _ in range(draws(request))]
+    def __init__(
+        self,
+        request: GenerateRequest | TurnRequest,
+        first: Draw,
+        *,
+        group: int,
+        place: tuple[int, ...],
+        decode: Decode,
+        copies: int = 1,
+    ) -> None:
+        self.request, self.group, self.place = request, group, place
+        self._first, self._copies = first, copies
+        self._stops, self._decode = request.sampling.stop, decode
+        self._drafts = [Draft() for _ in range(first.count)]
+
+    @classmethod
+    def of_group(cls, request: GenerateRequest, index: int, decode: Decode) -> GroupDraft:
+        """The whole group of a prompt."""
+        count = draws(request)
+        return cls(
+            request,
+            first_draw(request, index),
+            group=count,
+            place=(request.prompt_keys_P[index],),
+            decode=decode,
+            copies=request.group_size // count,
+        )
+
+    @classmethod
+    def of_turn(cls, request: TurnRequest, turn: Turn, decode: Decode) -> GroupDraft:
+        """One turn of one rollout."""
+        return cls(
+            request,
+            turn_draw(request, turn),
+            group=request.group_size,
+            place=(turn.key, turn.sample),
+            decode=decode,
+        )
 
     @property
-    def empty(self) -> bool:
-        """Whether nothing has been sampled yet."""
-        return not any(draft.token_ids for draft in self._drafts)
+    def is_finished(self) -> bool:
+        return all(draft.finish is not None for draft in self._drafts)
 
-    def due(self) -> list[tuple[Draw, list[int]]]:
-        """Calls that are still to be made, and which members each is for."""
-        if self.empty:
-            return [(self._first, list(range(len(self._drafts))))]
+    def due(self, members: Sequence[int] | None = None) -> list[Call]:
+        """Calls that are to be made for these members, or all; none is under way for them."""
+        if not any(draft.token_ids for draft in self._drafts):
+            return [Call(draft=self, draw=self._first, members=tuple(range(self._first.count)))]
         return [
-            (self._rest(member), [member])
-            for member, draft in enumerate(self._drafts)
-            if draft.finish is None
+            Call(draft=self, draw=self._rest(member), members=(member,))
+            for member in (range(len(self._drafts)) if members is None else members)
+            if self._drafts[member].finish is None
         ]
 
     def _rest(self, member: int) -> Draw:

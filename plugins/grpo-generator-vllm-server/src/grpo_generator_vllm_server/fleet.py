@@ -1,35 +1,22 @@
-"""Several servers as one: the least loaded gets the next prompt, a dead one's go elsewhere."""
+"""Several servers as one, and what is known of each."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from grpo_generator_vllm_server.client import Server
-from grpo_generator_vllm_server.errors import (
-    BadAnswerError,
-    NoServerLeftError,
-    ServerDownError,
-    ServerHungError,
-    ServerLostError,
-)
+from grpo_generator_vllm_server.errors import NoServerLeftError
 from grpo_generator_vllm_server.gate import CLOSED, Gate
 
 if TYPE_CHECKING:
     from grpo_generator_vllm_server.sync import Facts, Published
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-FAILURES_IN_A_ROW = 3
-"""After so many a server is out, even if it says that it is healthy."""
-POLL_SECONDS = 0.05
 
 
 @dataclass(eq=False)
@@ -48,7 +35,8 @@ class Member:
     """The weights that it holds; changes while the gate is shut and nobody is inside."""
     paused: bool = False
     """Whether this generator has paused it, and not yet resumed it."""
-    busy: int = 0
+    busy: Fraction = Fraction(0)
+    """Prompts that it has, or parts of their groups."""
     failures: int = 0
     out: str | None = None
     hung: bool = False
@@ -92,15 +80,6 @@ class Fleet:
     def usable(self) -> list[Member]:
         return [m for m in self.members if m.out is None]
 
-    def each(self, prompts: int, ask: Callable[[Member, int], T]) -> Iterator[tuple[int, T]]:
-        """``ask(member, index)`` for each index, each answered exactly once, as they come.
-
-        Raises:
-            NoServerLeftError: no server is left, or a prompt has failed everywhere.
-            RequestRefusedError: whatever ``ask`` raises that is not about the server.
-        """
-        yield from _Work(self, prompts, ask).answers()
-
     def require_any(self) -> None:
         """Raises ``NoServerLeftError``, with a reason for each, if all servers are out."""
         if not self.usable:
@@ -118,86 +97,3 @@ class Fleet:
         for member in self.members:
             member.gate.end()
             member.server.close()
-
-
-class _Work(Generic[T]):
-    """One call of ``Fleet.each``."""
-
-    def __init__(self, fleet: Fleet, prompts: int, ask: Callable[[Member, int], T]) -> None:
-        self._fleet, self._ask = fleet, ask
-        self._waiting = deque(range(prompts))
-        self._tried = [0] * prompts
-        self._revived = 0
-        self._running: dict[Future[T], tuple[Member, int, int]] = {}
-
-    def answers(self) -> Iterator[tuple[int, T]]:
-        fleet = self._fleet
-        pool = ThreadPoolExecutor(max(1, fleet.at_once * len(fleet.members)))
-        try:
-            while self._waiting or self._running:
-                fleet.require_open()
-                if not self._running and not fleet.usable:
-                    # Bounded: a prompt that kills its server would kill each one that comes back.
-                    if self._revived < fleet.attempts:
-                        self._revived += 1
-                        fleet.revive()
-                    fleet.require_any()
-                self._hand_out(pool)
-                if not self._running:
-                    # Another thread's prompts keep all servers busy.
-                    fleet.closed.wait(POLL_SECONDS)
-                    continue
-                done, _ = wait(self._running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    member, index, life = self._running.pop(future)
-                    with fleet.lock:
-                        member.busy -= 1
-                    try:
-                        answer = future.result()
-                    except ServerLostError as error:
-                        fleet.require_open()
-                        self._failed(member, index, life, error)
-                    else:
-                        member.failures = 0
-                        yield index, answer
-        finally:
-            with fleet.lock:
-                for member, _, _ in self._running.values():
-                    member.busy -= 1
-            # What runs ends by itself, at its time limit at the latest.
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def _hand_out(self, pool: ThreadPoolExecutor) -> None:
-        while self._waiting:
-            with self._fleet.lock:
-                free = [m for m in self._fleet.usable if m.busy < self._fleet.at_once]
-                if not free:
-                    return
-                member = min(free, key=lambda m: m.busy)
-                member.busy += 1
-            index = self._waiting.popleft()
-            future = pool.submit(self._ask, member, index)
-            self._running[future] = (member, index, member.lives)
-
-    def _failed(self, member: Member, index: int, life: int, error: ServerLostError) -> None:
-        """Put the prompt back, and the server out if it is the server."""
-        self._waiting.appendleft(index)
-        if member.lives != life:
-            return
-        with self._fleet.lock:
-            member.failures += 1
-        if not isinstance(error, ServerDownError):
-            # The prompt itself may be what a server cannot do; a dead server is not its fault.
-            self._tried[index] += 1
-        if (
-            isinstance(error, ServerDownError)
-            or member.failures >= FAILURES_IN_A_ROW
-            or (member.out is None and not member.server.healthy())
-        ):
-            member.take_out(error)
-            member.hung |= isinstance(error, ServerHungError)
-        elif self._tried[index] >= self._fleet.attempts:
-            kind = type(error) if isinstance(error, BadAnswerError) else NoServerLeftError
-            raise kind(f"a prompt has failed {self._tried[index]} times: {error}") from error
-        else:
-            logger.warning("asked again: %s", error)

@@ -35,7 +35,13 @@ from grpo_generator_vllm_server.weights import Sent
 
 if TYPE_CHECKING:
     from grpo_core.protocols import BuildContext
-    from grpo_core.types import GeneratedGroup, GenerateRequest, WeightUpdate
+    from grpo_core.types import (
+        GeneratedGroup,
+        GenerateRequest,
+        SampledTurn,
+        TurnRequest,
+        WeightUpdate,
+    )
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +59,10 @@ class VLLMServerGenerator:
     batches and servers change no random number, but the last bits of logits, and so now and then
     a token.
 
-    ``generate`` may be consumed in several threads, and ``sync`` called meanwhile by one. Servers
-    then interrupt what they sample; each unfinished completion goes on under the new weights, which
-    compute keys and values of all its tokens anew, so that each token's log-prob is exactly that
-    under the version named for it.
+    Groups and turns may be consumed in several threads, and ``sync`` called meanwhile by one.
+    Servers then interrupt what they sample; each unfinished completion goes on under the new
+    weights, which compute keys and values of all its tokens anew, so that each token's log-prob is
+    exactly that under the version named for it.
     """
 
     processed_logprobs = True
@@ -245,11 +251,28 @@ class VLLMServerGenerator:
             ServerError: no server is left, one refuses the request, or the generator was closed.
         """
         # Not a generator function itself: a wrong request fails here, not at the first `next`.
+        sampling = self._sampling()
+        requests.check(request, self._context_length)
+        return sampling.groups(request)
+
+    def sample_turns(self, request: TurnRequest) -> Iterator[SampledTurn]:
+        """Yield each turn as soon as it is sampled; those that become ready meanwhile begin.
+
+        Raises:
+            DataError: a rollout may become longer than the model's context.
+            ConfigError: the request cannot be served.
+            SyncError: there are no weights yet, or others than this generator's were sampled from.
+            ServerError: no server is left, one refuses the request, or the generator was closed.
+        """
+        sampling = self._sampling()
+        requests.check_turns(request, self._context_length)
+        return sampling.turns(request)
+
+    def _sampling(self) -> Sampling:
         fleet, way, terms = self._fleet, self._way, self._terms
         if self._published is None or fleet is None or way is None or terms is None:
             raise SyncError("generator 'vllm-server' was asked before it had any weights")
-        requests.check(request, self._context_length)
-        return Sampling(request, fleet, way, terms).groups()
+        return Sampling(fleet, way, terms)
 
     def close(self) -> None:
         """End everything, also what other threads are doing: they get an error."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from grpo_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from grpo_core.types import GenerateRequest
+    from grpo_core.types import GenerateRequest, Turn, TurnRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,19 @@ def first_draw(request: GenerateRequest, index: int) -> Draw:
     )
 
 
-def sampling_fields(request: GenerateRequest, draw: Draw) -> dict[str, Any]:
+def turn_draw(request: TurnRequest, turn: Turn) -> Draw:
+    """One turn of one rollout. The first has the seed that it would have among its group; a later
+    one, from where it stands in the sequence, another: it would draw the numbers of the first."""
+    seed = prompt_seed(request.seed, request.step, turn.key) + turn.sample
+    return Draw(
+        token_ids=turn.prompt_ids,
+        count=1,
+        seed=seed_after(seed, len(turn.prompt_ids)) if turn.number else seed,
+        max_tokens=turn.max_tokens,
+    )
+
+
+def sampling_fields(request: GenerateRequest | TurnRequest, draw: Draw) -> dict[str, Any]:
     """How to draw, in the words of vLLM's ``SamplingParams``.
 
     Every setting is there: what is missing is filled from the model's
@@ -87,7 +99,7 @@ def sampling_fields(request: GenerateRequest, draw: Draw) -> dict[str, Any]:
 
 
 def body(
-    request: GenerateRequest,
+    request: GenerateRequest | TurnRequest,
     draw: Draw,
     *,
     model: str,
@@ -115,8 +127,7 @@ def check(
 
     if any(request.inputs_P):
         raise ConfigError(f"generator {generator!r} samples text only; prompts have other inputs")
-    if "" in request.sampling.stop:
-        raise ConfigError("sampling.stop holds an empty string, which would stop everything")
+    _check_stop(request)
     for ids in request.prompt_ids_P:
         if not ids:
             raise DataError("a prompt is empty; a model needs at least one token to go on from")
@@ -127,6 +138,27 @@ def check(
                 f"{request.sampling.max_tokens} are {total} tokens; the model's context is "
                 f"{context_length}"
             )
+
+
+def check_turns(request: TurnRequest, most: int | None) -> None:
+    """Raises ``ConfigError`` or ``DataError`` for what no engine could do.
+
+    Args:
+        most: tokens that the model or the engine has room for, ``None`` where nothing bounds it.
+    """
+    from grpo_core.errors import DataError
+
+    _check_stop(request)
+    if most is not None and request.longest > most:
+        raise DataError(
+            f"rollouts may come to {request.longest} tokens, but there is room for {most}; lower "
+            "sampling.max_tokens, or leave long prompts out"
+        )
+
+
+def _check_stop(request: GenerateRequest | TurnRequest) -> None:
+    if "" in request.sampling.stop:
+        raise ConfigError("sampling.stop holds an empty string, which would stop everything")
 
 
 def _hashed(text: str) -> int:

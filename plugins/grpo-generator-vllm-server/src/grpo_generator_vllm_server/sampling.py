@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from grpo_core.errors import SyncError
-from grpo_core.types import GeneratedGroup
+from grpo_core.types import GeneratedGroup, SampledTurn
 from grpo_generator_vllm_server import answer
 from grpo_generator_vllm_server import request as requests
 from grpo_generator_vllm_server.answer import Expected
 from grpo_generator_vllm_server.drafts import GroupDraft
 from grpo_generator_vllm_server.errors import NoServerLeftError, ServerDownError, ServerLostError
+from grpo_generator_vllm_server.work import Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from grpo_core.types import Completion, GenerateRequest
-    from grpo_generator_vllm_server.drafts import Decode
+    from grpo_core.types import GenerateRequest, Turn, TurnRequest
+    from grpo_generator_vllm_server.answer import Piece
+    from grpo_generator_vllm_server.drafts import Call, Decode
     from grpo_generator_vllm_server.fleet import Fleet, Member
-    from grpo_generator_vllm_server.request import Draw
     from grpo_generator_vllm_server.sync import Way
 
 
@@ -50,44 +50,71 @@ def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:
 
 
 class Sampling:
-    """The groups of one request. Members that are finished when weights change stay as they are,
-    the others go on where they were."""
+    """The completions of one request. Those that are finished when weights change stay as they
+    are, the others go on where they were."""
 
-    def __init__(self, request: GenerateRequest, fleet: Fleet, way: Way, terms: Terms) -> None:
-        self._request, self._fleet, self._way, self._terms = request, fleet, way, terms
-        self._groups = [
-            GroupDraft(request, index, terms.decode) for index in range(len(request.prompt_ids_P))
-        ]
+    def __init__(self, fleet: Fleet, way: Way, terms: Terms) -> None:
+        self._fleet, self._way, self._terms = fleet, way, terms
         self._abandoned = False
 
-    def groups(self) -> Iterator[GeneratedGroup]:
+    def groups(self, request: GenerateRequest) -> Iterator[GeneratedGroup]:
+        """Each prompt's group when it is whole."""
+        drafts = {
+            GroupDraft.of_group(request, index, self._terms.decode): index
+            for index in range(len(request.prompt_ids_P))
+        }
+        waiting = [list(drafts)]
+        for draft in self._finished(request, lambda wait: waiting.pop() if waiting else ()):
+            completions, version = draft.finished()
+            yield GeneratedGroup(
+                index=drafts[draft], completions_G=completions, policy_version=version
+            )
+
+    def turns(self, request: TurnRequest) -> Iterator[SampledTurn]:
+        """Each turn when it has been sampled, while others begin."""
+        asked: dict[GroupDraft, Turn] = {}
+
+        def take(wait: bool) -> Iterable[GroupDraft]:
+            decode = self._terms.decode
+            new = {GroupDraft.of_turn(request, turn, decode): turn for turn in request.take(wait)}
+            asked.update(new)
+            return new
+
+        for draft in self._finished(request, take):
+            (completion,), version = draft.finished()
+            yield SampledTurn(turn=asked.pop(draft), completion=completion, policy_version=version)
+
+    def _finished(
+        self,
+        request: GenerateRequest | TurnRequest,
+        take: Callable[[bool], Iterable[GroupDraft]],
+    ) -> Iterator[GroupDraft]:
+        """Drafts as they are finished; ``take`` is as in ``TurnRequest``."""
         fleet = self._fleet
+        work = Work(fleet, self._ask, group=request.group_size)
         with fleet.lock:
             fleet.sampling += 1
         try:
-            for index, (completions, version) in fleet.each(len(self._groups), self._ask):
-                yield GeneratedGroup(index=index, completions_G=completions, policy_version=version)
-            self._require_unchanged()
+            while True:
+                for draft in take(work.idle):
+                    work.add(draft.due())
+                if work.idle:
+                    break
+                call = work.next()
+                if call is None:
+                    continue
+                work.add(call.draft.due(call.members))
+                if call.draft.is_finished:
+                    yield call.draft
+            self._require_unchanged(request.step)
         finally:
             self._abandoned = True
+            work.close()
             with fleet.lock:
                 fleet.sampling -= 1
 
-    def _ask(self, member: Member, index: int) -> tuple[tuple[Completion, ...], int]:
-        """A whole group from one server; called from many threads, and again with another server
-        if this one fails."""
-        group = self._groups[index]
-        while due := group.due():
-            if len(due) == 1:
-                self._draw(member, group, *due[0])
-                continue
-            with ThreadPoolExecutor(len(due)) as pool:
-                running = [pool.submit(self._draw, member, group, *each) for each in due]
-            for done in running:
-                done.result()
-        return group.finished()
-
-    def _draw(self, member: Member, group: GroupDraft, draw: Draw, members: list[int]) -> None:
+    def _ask(self, member: Member, call: Call) -> tuple[list[Piece], int]:
+        """What a server answers, and the policy version of it; called from many threads."""
         with member.gate.passing():
             if self._abandoned:
                 raise NoServerLeftError("nobody waits for this prompt any more")
@@ -97,24 +124,24 @@ class Sampling:
             assert member.facts is not None
             assert published is not None
             body = requests.body(
-                self._request,
-                draw,
+                call.draft.request,
+                call.draw,
                 model=self._way.served_as(member.facts, published),
                 structured_outputs=self._terms.structured_outputs,
             )
             found = member.server.post("/v1/completions", body, seconds=self._terms.seconds)
             expected = Expected(
                 vocabulary=self._terms.vocabulary,
-                eos_token_ids=self._request.eos_token_ids,
+                eos_token_ids=call.draft.request.eos_token_ids,
                 # Only a sync of our own interrupts, and it waits until this request is out.
                 may_be_cut=member.gate.is_shut,
             )
-            pieces = answer.pieces(found, draw, expected, server=member.server)
+            pieces = answer.pieces(found, call.draw, expected, server=member.server)
             with self._fleet.lock:
                 self._fleet.interrupted += sum(piece.finish is None for piece in pieces)
-        group.take(members, pieces, published.policy_version)
+        return pieces, published.policy_version
 
-    def _require_unchanged(self) -> None:
+    def _require_unchanged(self, step: int) -> None:
         """Raises ``SyncError`` if somebody else has sent weights to a server.
 
         That its process is the one that was synced, every answer has said.
@@ -123,7 +150,7 @@ class Sampling:
             try:
                 with member.gate.passing():
                     if member.out is None:
-                        require_ours(member, self._way, f"when step {self._request.step} ended")
+                        require_ours(member, self._way, f"when step {step} ended")
             except ServerLostError as error:
                 # Its completions came from the process that was synced; what it does now is next.
                 self._fleet.require_open()
