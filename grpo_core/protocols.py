@@ -101,7 +101,10 @@ class Generator(Protocol):
     the new weights, and say which token came from which (``Completion.policy_versions``).
 
     Optionally ``metrics() -> Mapping[str, float]`` tells of the latest sync, under names such as
-    ``sync/bytes``; of several processes the greatest value counts.
+    ``sync/bytes``; of several processes the greatest value counts. Optionally ``together() ->
+    AbstractContextManager[None]`` is entered by every rank around each round of its sampling (a
+    step's prompts, a round of dynamic sampling, a held-out data set), without prompts too: for
+    generators whose ranks need each other to sample, and ask for it unequally often.
     """
 
     def sync(self, update: WeightUpdate) -> int:

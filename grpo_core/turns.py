@@ -31,13 +31,14 @@ def sample_turns(generator: Generator, request: TurnRequest) -> Iterator[Sampled
     if isinstance(generator, TurnGenerator):
         found = generator.sample_turns(request)
     else:
-        found = _waves(generator, request)
+        found = waves(generator, request)
     for sampled in found:
         _check(sampled.turn, sampled.completion, generator)
         yield sampled
 
 
-def _waves(generator: Generator, request: TurnRequest) -> Iterator[SampledTurn]:
+def waves(generator: Generator, request: TurnRequest) -> Iterator[SampledTurn]:
+    """The turns of ``sample_turns`` by ``generate`` alone."""
     while wave := request.take(True):
         # One bound per request: rows of a wave may have different room left.
         by_room: dict[int, list[Turn]] = defaultdict(list)

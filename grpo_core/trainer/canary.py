@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from grpo_core.builtin.single_turn import SingleTurn
 from grpo_core.trainer.attestation import attest, comparable, require_version
 from grpo_core.trainer.observe import observe_mismatch
-from grpo_core.trainer.sampling import places, request_of
+from grpo_core.trainer.sampling import places, request_of, together
 
 if TYPE_CHECKING:
     from grpo_core.trainer.run import Run
@@ -32,16 +32,18 @@ def compare(run: Run, step: int) -> None:
         return
     key = places(run)[0]
     most = min(run.sampling.max_tokens, TOKENS)
-    request = request_of(
-        run,
-        [run.prompts.at(step)[key]],
-        keys=[key],
-        step=step,
-        sampling=run.sampling.model_copy(update={**WHOLE, "max_tokens": most}),
-        group_size=1,
-    )
-    with run.policy.autocast(), run.attributed("generator", run.generator, "generate"):
-        rollouts = [r for group in SingleTurn().rollouts(request, run.generator) for r in group]
+    with together(run):
+        request = request_of(
+            run,
+            [run.prompts.at(step)[key]],
+            keys=[key],
+            step=step,
+            sampling=run.sampling.model_copy(update={**WHOLE, "max_tokens": most}),
+            group_size=1,
+        )
+        with run.attributed("generator", run.generator, "generate"):
+            groups = list(SingleTurn().rollouts(request, run.generator))
+    rollouts = [rollout for group in groups for rollout in group]
     require_version(run, rollouts)
     for rollout, logprobs in zip(rollouts, run.policy.logprobs(rollouts), strict=True):
         observe_mismatch(run.metrics, logprobs, run.policy.tensor(rollout.sampling_logprobs))

@@ -13,7 +13,7 @@ from grpo_core.errors import ConfigError
 from grpo_core.estimators import majority, mean_interval, pass_at_k
 from grpo_core.metrics import StepMetrics
 from grpo_core.trainer.observe import observe_environment, observe_lengths, observe_logged
-from grpo_core.trainer.sampling import collect, request_of
+from grpo_core.trainer.sampling import collect, request_of, together
 from grpo_core.types import EvalResult, Evaluated, Prompt, Rollout, ScoredRollouts
 from grpo_core.types.evaluation import label_of
 
@@ -93,16 +93,17 @@ class Part:
         """
         run = self._run
         mine = range(run.policy.rank, len(prompts), run.policy.ranks)
-        request = request_of(
-            run,
-            [prompts[i] for i in mine],
-            keys=[first + i for i in mine],
-            # Evaluations draw other random numbers than any step of training.
-            step=-1 - self._steps_done,
-            sampling=way,
-            group_size=self._samples,
-        )
-        rollouts = collect(run, request, partial(run.scorer.submit, self._steps_done))
+        with together(run):
+            request = request_of(
+                run,
+                [prompts[i] for i in mine],
+                keys=[first + i for i in mine],
+                # Evaluations draw other random numbers than any step of training.
+                step=-1 - self._steps_done,
+                sampling=way,
+                group_size=self._samples,
+            )
+            rollouts = collect(run, request, partial(run.scorer.submit, self._steps_done))
         scored = run.scorer.score(self._steps_done, rollouts)
         results = list(self._results(rollouts, scored))
         label = label_of(**self._about)

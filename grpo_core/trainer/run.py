@@ -30,7 +30,7 @@ from grpo_core.trainer.progress import progress
 from grpo_core.trainer.prompts import PromptStream
 from grpo_core.trainer.replay import ReplayBuffer
 from grpo_core.trainer.result import RunResult
-from grpo_core.trainer.sampling import collect, places, training_request
+from grpo_core.trainer.sampling import collect, places, together, training_request
 from grpo_core.trainer.session import Session
 from grpo_core.trainer.skips import contributing, masked_rows
 from grpo_core.trainer.sources import observe_sources
@@ -197,7 +197,7 @@ class Run:
     def sample_round(self, step: int, number: int, places: Sequence[int]) -> list[Rollout]:
         """One group at each of some places among the step's prompts; round 0 is the step's own,
         later ones replace its groups."""
-        with self.metrics.timed("sample"):
+        with self.metrics.timed("sample"), together(self):
             request = training_request(self, step, places, number=number)
             rollouts = collect(self, request, partial(self.scorer.submit, step))
         require_version(self, rollouts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from grpo_core.errors import PluginError
@@ -69,6 +70,27 @@ def training_request(
         sampling=run.sampling,
         group_size=run.settings.group_size,
     )
+
+
+@contextmanager
+def together(run: Run) -> Iterator[None]:
+    """A round of sampling, which all ranks begin and end, those without prompts too; whatever fails
+    on one of them belongs inside. See ``Generator``."""
+    around = getattr(run.generator, "together", nullcontext)
+    own: Exception | None = None
+    with run.policy.autocast():
+        try:
+            with around():
+                try:
+                    yield
+                except Exception as error:
+                    own = error
+                    raise
+        except Exception as error:
+            if error is own:
+                raise
+            with run.attributed("generator", run.generator, "together"):
+                raise
 
 
 def collect(

@@ -7,11 +7,13 @@ import types
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from pydantic import ValidationError
 
 from grpo_core.errors import ConfigError
 from grpo_core.testing import PluginSuite
 from grpo_generator_vllm_colocate import VLLMColocateConfig, library
+from grpo_generator_vllm_colocate.ranks import Ranks
 
 
 class TestPlugin(PluginSuite):
@@ -22,7 +24,9 @@ class TestPlugin(PluginSuite):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"tensor_parallel_size": 2}, "take generator vllm-server"),
+        ({"tensor_parallel_size": 0}, "greater than or equal to 1"),
+        ({"peer_timeout": 0}, "greater than 0"),
+        ({"engine": {"tensor_parallel_size": 2}}, "that is generator.tensor_parallel_size"),
         ({"gpu_memory_utilization": 1.5}, "less than or equal to 1"),
         ({"kv_cache_memory": "much"}, "byte"),
         ({"engine": {"logprobs_mode": "raw_logprobs"}}, "engine must not give logprobs_mode"),
@@ -34,6 +38,21 @@ class TestPlugin(PluginSuite):
 def test_configs_that_cannot_be_meant(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         VLLMColocateConfig(**options)
+
+
+def test_ranks_that_do_not_share_evenly_are_refused(tmp_path, monkeypatch) -> None:
+    config = VLLMColocateConfig(tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match=r"size is 2: .* has 1 process, which it does not divide"):
+        Ranks(config)
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    try:
+        with pytest.raises(ConfigError, match=r"but this run has 3 processes, which"):
+            Ranks(config)
+    finally:
+        monkeypatch.undo()
+        dist.destroy_process_group()
 
 
 def test_memory_has_a_unit() -> None:

@@ -26,17 +26,18 @@ TAKEN = {
     "logprobs_mode": "processed_logprobs, which the trainer is compared with",
     "generation_config": "vllm: the run's own sampling settings and no others",
     "worker_extension_cls": "what checks and marks weights",
-    "distributed_executor_backend": "one engine per rank",
-    "tensor_parallel_size": "one engine per rank",
-    "pipeline_parallel_size": "one engine per rank",
-    "data_parallel_size": "one engine per rank",
+    "distributed_executor_backend": "torchrun's ranks",
+    "tensor_parallel_size": "generator.tensor_parallel_size",
+    "pipeline_parallel_size": "1, as ranks share an engine by tensor_parallel_size alone",
+    "prefill_context_parallel_size": "1, as ranks share an engine by tensor_parallel_size alone",
+    "data_parallel_size": "1, as engines know nothing of each other",
     "disable_log_stats": "nothing, as there is no server to show them",
 }
 """Arguments of the engine that ``engine`` must not give, and what decides them."""
 
 
 class VLLMColocateConfig(Settings):
-    """The engine of each rank, and how weights reach it."""
+    """The engine of each rank, or of several together, and how weights reach it."""
 
     model: str | None = Field(
         None, description="Folder or Hub id; null is where the policy was loaded from."
@@ -65,7 +66,18 @@ class VLLMColocateConfig(Settings):
     enforce_eager: bool = Field(
         False, description="No compilation and CUDA graphs: starts sooner, samples more slowly."
     )
-    tensor_parallel_size: int = Field(1, ge=1, description="1: each rank has a whole engine.")
+    tensor_parallel_size: int = Field(
+        1,
+        ge=1,
+        description="So many neighbouring ranks hold one engine together and sample together; "
+        "must divide the number of processes. 1: each rank has an engine.",
+    )
+    peer_timeout: float = Field(
+        1800,
+        gt=0,
+        description="Seconds that a rank waits for others to sync, and for those of the same "
+        "engine to sample; as long as torch's default for process groups.",
+    )
     sleep: bool | Literal["auto"] = Field(
         "auto",
         description="While the policy is trained, the engine's weights wait in the memory of the "
@@ -92,17 +104,6 @@ class VLLMColocateConfig(Settings):
         ">=0.32,<0.33",
         description="Versions of vLLM that are accepted; the default are those tested.",
     )
-
-    @field_validator("tensor_parallel_size")
-    @classmethod
-    def _whole_engines(cls, size: int) -> int:
-        if size > 1:
-            raise ValueError(
-                f"tensor_parallel_size is {size}, but engines that share a copy must all be asked "
-                "for the same prompts, and here each rank samples its own groups; for a model "
-                "that one GPU cannot hold take generator vllm-server"
-            )
-        return size
 
     @field_validator("engine")
     @classmethod

@@ -11,3 +11,7 @@ class EngineError(PluginError):
 
 class RequestRefusedError(PluginError, ValueError):
     """The engine does not take a request: it is wrong itself, and the engine is well."""
+
+
+class PeerError(PluginError):
+    """Another rank, without which this one cannot go on, has failed or does not come."""

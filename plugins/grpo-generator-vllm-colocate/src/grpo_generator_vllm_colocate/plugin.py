@@ -12,5 +12,5 @@ def grpo_register_generators(register: Register) -> None:
         "vllm-colocate",
         "grpo_generator_vllm_colocate.generator:VLLMColocateGenerator",
         config="grpo_generator_vllm_colocate.config:VLLMColocateConfig",
-        summary="Samples by a vLLM engine in the training process, one per rank.",
+        summary="Samples by a vLLM engine in the training process, one per rank or per several.",
     )

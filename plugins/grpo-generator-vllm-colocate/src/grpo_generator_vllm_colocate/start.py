@@ -17,6 +17,7 @@ from grpo_generator_vllm_colocate.surroundings import (
     default_group_exists,
     default_group_kept,
     left_as_found,
+    own_shared_memory,
 )
 from grpo_generator_vllm_colocate.worker import GRPOColocateWorker
 from grpo_generator_vllm_server.launch import vllm_rank
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from grpo_core.types import WeightUpdate
     from grpo_generator_vllm_colocate.config import VLLMColocateConfig
+    from grpo_generator_vllm_colocate.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +35,15 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What vLLM reads from torchrun's environment."""
 
 
-def start_engine(config: VLLMColocateConfig, update: WeightUpdate, lora_rank: int) -> Engine:
+def start_engine(
+    config: VLLMColocateConfig, update: WeightUpdate, lora_rank: int, ranks: Ranks
+) -> Engine:
     """Make an engine with the policy's model and precision; all ranks at the same point.
 
     Raises:
         ConfigError: vllm is missing or of another version, the policy is where no engine can be
             beside it, or vLLM cannot be started.
+        PeerError: one of these on another rank.
     """
     base: Any = base_of(update.model)
     device = next(base.parameters()).device
@@ -46,7 +51,7 @@ def start_engine(config: VLLMColocateConfig, update: WeightUpdate, lora_rank: in
     made_group = not default_group_exists()
     with left_as_found():
         vllm = load_vllm(config.versions)
-        place = _place(device)
+        place = _place(device, ranks)
         platform = importlib.import_module("vllm.platforms").current_platform
         can_sleep = bool(platform.is_sleep_mode_available())
         if config.sleep is True and not can_sleep:
@@ -75,15 +80,20 @@ def start_engine(config: VLLMColocateConfig, update: WeightUpdate, lora_rank: in
             **config.engine,
         }
         given = {name: value for name, value in arguments.items() if value is not None}
+        # vLLM makes process groups of all ranks, and waits for one that cannot begin.
+        ranks.agree()
+        meets = platform.is_cpu() and ranks.shared_by > 1
         try:
-            llm = vllm.LLM(**given)
+            with own_shared_memory(ranks.token) if meets else nullcontext():
+                llm = vllm.LLM(**given)
         except Exception as error:
             _clean_up(made_group=made_group)
             raise ConfigError(
                 f"vLLM cannot start an engine with {model} in this process: "
                 f"{type(error).__name__}: {error}"
             ) from error
-    logger.info("vLLM %s runs in this process, with %s", vllm.__version__, model)
+    shared = f", shared by {ranks.shared_by} ranks" if ranks.shared_by > 1 else ""
+    logger.info("vLLM %s runs in this process, with %s%s", vllm.__version__, model, shared)
     return Engine(llm, sleeps=sleeps, made_group=made_group)
 
 
@@ -110,22 +120,19 @@ def _lora(rank: int) -> dict[str, Any]:
     }
 
 
-def _place(device: torch.device) -> dict[str, Any]:
-    """Which device is this rank's, in vLLM's words.
+def _place(device: torch.device, ranks: Ranks) -> dict[str, Any]:
+    """Which device is this rank's, and with whom it shares the engine, in vLLM's words.
 
     Raises:
         ConfigError: vLLM would take another device than the policy's.
     """
-    import torch.distributed as dist
-
-    several = default_group_exists() and dist.get_world_size() > 1
-    rank = dist.get_rank() if several else 0
+    several = ranks.count > 1
     if several:
         missing = [name for name in LAUNCHER if name not in os.environ]
         if missing:
             raise ConfigError(
-                f"generator 'vllm-colocate' on {dist.get_world_size()} processes needs to be "
-                f"started by torchrun or `accelerate launch`: {', '.join(missing)} are not set"
+                f"generator 'vllm-colocate' on {ranks.count} processes needs to be started by "
+                f"torchrun or `accelerate launch`: {', '.join(missing)} are not set"
             )
     local = int(os.environ["LOCAL_RANK"]) if several else 0
     if device.type == "cuda" and device.index not in (None, local):
@@ -134,9 +141,13 @@ def _place(device: torch.device) -> dict[str, Any]:
             f"GPU by CUDA_VISIBLE_DEVICES={device.index} in place of model.device"
         )
     # By torchrun's variables each rank finds its own device; by itself vLLM takes the first.
-    # The seed is for draws without one of their own, which ranks must not share.
     launcher = {"distributed_executor_backend": "external_launcher"} if several else {}
-    return {"seed": rank, **launcher}
+    return {
+        # For draws without one of their own, which engines must not share and their parts must.
+        "seed": ranks.rank // ranks.shared_by,
+        "tensor_parallel_size": ranks.shared_by,
+        **launcher,
+    }
 
 
 def _clean_up(*, made_group: bool) -> None:

@@ -9,6 +9,7 @@ ends, it destroys the default process group, whoever made it.
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import sys
@@ -88,3 +89,25 @@ def default_group_kept() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group = destroy
+
+
+@contextmanager
+def own_shared_memory(token: str) -> Iterator[None]:
+    """Parts of an engine on CPUs made here meet in shared memory of this name.
+
+    By vLLM's own name for ranks of torchrun (0.32.0) those of every run on the machine would be
+    ``-tp:0-[0-1]-cpushm``: a second run could not start beside the first, nor any run after one
+    that was killed, which leaves its segments behind.
+    """
+    module = importlib.import_module("vllm.distributed.device_communicators.cpu_communicator")
+    owner = module._CPUSHMDistributed
+    name_of = owner.make_group_name
+
+    def own_name(communicator: Any) -> str:
+        return f"{token}{name_of(communicator).replace('/', '')}"
+
+    owner.make_group_name = staticmethod(own_name)
+    try:
+        yield
+    finally:
+        owner.make_group_name = staticmethod(name_of)

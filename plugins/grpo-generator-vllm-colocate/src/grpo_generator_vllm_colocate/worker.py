@@ -7,6 +7,7 @@ their way.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,11 @@ class GRPOColocateWorker:
         after a reload that did not end."""
         mark: str | None = getattr(self, "_grpo_mark", None)
         return mark
+
+    def grpo_members(self) -> list[int]:
+        """Ranks of the default process group that hold this engine together, in vLLM's order."""
+        state = importlib.import_module("vllm.distributed.parallel_state")
+        return list(state.get_tp_group().ranks)
 
     def grpo_require(self, listed: Listed) -> bool:
         """Raises ``ValueError`` unless names and shapes are those of the engine's checkpoint;
