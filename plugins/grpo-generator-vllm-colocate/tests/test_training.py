@@ -14,10 +14,11 @@ import yaml
 
 from grpo_core import load_run, train
 from grpo_core.demo import checkpoint
-from grpo_core.errors import SyncError
+from grpo_core.errors import ConfigError, SyncError
 from grpo_generator_vllm_colocate import VLLMColocateGenerator, ways
 from grpo_generator_vllm_colocate.engine import Engine
 from grpo_generator_vllm_server import request as requests
+from grpo_generator_vllm_server import weights
 
 pytestmark = pytest.mark.vllm
 
@@ -68,7 +69,7 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
 
 def old_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """The head stays as it was at the start."""
-    with_head = ways.with_head
+    with_head = weights.with_head
     kept: list[torch.Tensor] = []
 
     def stale(update: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -78,11 +79,12 @@ def old_head(monkeypatch: pytest.MonkeyPatch) -> None:
             yield name, kept[0] if name == "lm_head.weight" else tensor
 
     monkeypatch.setattr(ways, "with_head", stale)
+    monkeypatch.setattr(weights, "with_head", stale)
 
 
 def old_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine is given the first weights again and again."""
-    with_head = ways.with_head
+    with_head = weights.with_head
     kept: list[tuple[str, torch.Tensor]] = []
 
     def stale(update: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -91,6 +93,7 @@ def old_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         return iter(kept)
 
     monkeypatch.setattr(ways, "with_head", stale)
+    monkeypatch.setattr(weights, "with_head", stale)
 
 
 def old_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,10 +112,11 @@ def old_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     write, kept = ways.write_adapter, []
 
     def write_first(folder: Path, update: Any) -> None:
-        if not kept:
-            kept.append(folder.parent.with_name(f"{folder.parent.name}-kept"))
-            write(kept[0], update)
-        shutil.copytree(kept[0], folder)
+        if kept:
+            shutil.copytree(kept[0], folder)
+        else:
+            write(folder, update)
+            kept.append(shutil.copytree(folder, folder.parent.with_name(f"{folder.name}-kept")))
 
     monkeypatch.setattr(ways, "write_adapter", write_first)
 
@@ -134,6 +138,27 @@ def old_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VLLMColocateGenerator, "sync", lambda self, u: sync(self, u) - 1)
 
 
+def other_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration beside the matrices changes before vLLM reads it. A new adapter adds
+    nothing, however it is scaled."""
+    write = ways.write_adapter
+
+    def changed(folder: Path, update: Any) -> Any:
+        sent = write(folder, update)
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 99}))
+        return sent
+
+    monkeypatch.setattr(ways, "write_adapter", changed)
+
+
+TURNS = {"rope_parameters": {"rope_type": "default", "rope_theta": 1234.0}}
+
+
+def other_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's positions turn otherwise."""
+
+
 def other_base(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine is started with another model of the same shapes."""
 
@@ -141,12 +166,14 @@ def other_base(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("plant", "model", "generator", "steps", "said"),
     [
-        (old_head, {}, {}, 1, "sampler and trainer disagree"),
-        (old_weights, {}, {}, 1, "sampler and trainer disagree"),
+        (old_head, {}, {}, 1, r"lm_head\.weight is about to be given away"),
+        (old_weights, {}, {}, 1, r"embed_tokens\.weight is about to be given away"),
         (old_prefixes, {}, {}, 1, "sampler and trainer disagree"),
-        (no_adapter, LORA, {}, 1, "sampler and trainer disagree"),
-        (old_adapter, LORA, {}, 1, "sampler and trainer disagree"),
-        (other_base, LORA, {"model": str(checkpoint("plain"))}, 0, "sampler and trainer disagree"),
+        (no_adapter, LORA, {}, 0, "vLLM has no adapter"),
+        (old_adapter, LORA, {}, 1, r"holds the adapter .*\.v0, not .*\.v1"),
+        (other_base, LORA, {"model": str(checkpoint("plain"))}, 0, "are not those of the policy's"),
+        (other_alpha, LORA, {}, 1, "28 of the adapter's 28 matrices are not in use"),
+        (other_turns, {}, {"engine": {"hf_overrides": TURNS}}, 0, "computes with rope_parameters"),
         (other_temperature, {}, {}, 0, "sampler and trainer disagree"),
         (old_version, {}, {}, 0, "holds policy version -1"),
     ],
@@ -157,7 +184,7 @@ def test_a_planted_fault_stops_the_run_at_the_first_step_that_has_it(
     plant(monkeypatch)
     long = plant is old_prefixes
     run = load_run(write_config(generator, model=model, long=long))
-    with pytest.raises(SyncError, match=said):
+    with pytest.raises((SyncError, ConfigError), match=said):
         train(run)
     found = steps_of(tmp_path / "run")
     assert len(found) == steps

@@ -163,6 +163,19 @@ def _running(settings: dict[str, Any], folder: Path, model: Path = MODEL) -> Ite
 
 
 @pytest.fixture(scope="session")
+def start_engine(
+    engine_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Any]:
+    """``with start_engine(args=(...)) as launched``: a real server with settings of its own."""
+
+    def start(model: Path = MODEL, **changes: Any) -> Any:
+        folder = tmp_path_factory.mktemp("odd")
+        return _running({**engine_settings, **changes}, folder, model)
+
+    return start
+
+
+@pytest.fixture(scope="session")
 def engine(
     engine_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Launched]:

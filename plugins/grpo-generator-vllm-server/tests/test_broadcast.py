@@ -18,7 +18,7 @@ import torch
 
 from grpo_core.errors import ConfigError, SyncError
 from grpo_generator_vllm_server import broadcast, packing
-from grpo_generator_vllm_server.engine.grpo_vllm_worker import require_layout, unpack
+from grpo_generator_vllm_server.engine.grpo_vllm_contents import require_layout, unpack
 from grpo_generator_vllm_server.weights import Sent, sent_tensors
 
 CLOSE = 1e-3

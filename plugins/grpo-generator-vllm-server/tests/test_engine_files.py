@@ -17,8 +17,9 @@ import psutil
 import pytest
 import torch
 
+from grpo_generator_vllm_server.engine.grpo_vllm_contents import read_complete
 from grpo_generator_vllm_server.engine.grpo_vllm_guard import Guard
-from grpo_generator_vllm_server.engine.grpo_vllm_worker import GRPOWorker, read_complete
+from grpo_generator_vllm_server.engine.grpo_vllm_worker import GRPOWorker
 from grpo_generator_vllm_server.launch import ENGINE
 from grpo_generator_vllm_server.weights import write_weights
 
@@ -219,6 +220,14 @@ def cut(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def flip(folder: Path) -> None:
+    """One bit of the last tensor; size and header are as they were."""
+    (file,) = folder.glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
 DAMAGES = [
     (cut, "the manifest says"),
     (lambda folder: (folder / "manifest.json").unlink(), "No such file"),
@@ -229,6 +238,8 @@ DAMAGES = [
     ),
     (edit(lambda m: m["tensors"].update({"model.norm.weight": ["float16", [128]]})), "is float32"),
     (edit(lambda m: m["tensors"].update({"model.norm.weight": ["float32", [9]]})), "other shapes"),
+    (edit(lambda m: m.update(mark="grpo-a.v2")), "holds the weights grpo-a.v2, not grpo-a.v3"),
+    (flip, "1 of 47 tensors hold other numbers than the policy's"),
 ]
 
 
@@ -237,6 +248,7 @@ def test_damaged_weights_are_refused_before_anything_is_touched(
     written: Path, damage: Callable[[Path], None], said: str
 ) -> None:
     class Worker(GRPOWorker):
+        device = torch.device("cpu")
         reloads = 0
 
         def _grpo_expected(self) -> None:
@@ -246,17 +258,19 @@ def test_damaged_weights_are_refused_before_anything_is_touched(
             self.reloads += 1
 
     worker = Worker()
-    assert worker.grpo_load(str(written), "run.v3") == {"held": "run.v3"}
+    assert worker.grpo_load(str(written), written.name) == {"held": "grpo-a.v3"}
     assert worker.reloads == 1
     damage(written)
-    found = worker.grpo_load(str(written), "run.v4")
+    found = worker.grpo_load(str(written), written.name)
     assert found["applied"] is False
     assert any(part in found["error"] for part in said.split("|"))
-    assert (worker.reloads, worker._grpo_held, worker._grpo_broken) == (1, "run.v3", None)
+    assert (worker.reloads, worker._grpo_held, worker._grpo_broken) == (1, "grpo-a.v3", None)
 
 
 def test_a_reload_that_fails_half_way_is_held_by_nobody(written: Path) -> None:
     class Worker(GRPOWorker):
+        device = torch.device("cpu")
+
         def _grpo_expected(self) -> None:
             return None
 
@@ -264,7 +278,7 @@ def test_a_reload_that_fails_half_way_is_held_by_nobody(written: Path) -> None:
             raise RuntimeError("no kernel for it")
 
     worker = Worker()
-    found = worker.grpo_load(str(written), "run.v3")
+    found = worker.grpo_load(str(written), written.name)
     assert found == {"error": "RuntimeError: no kernel for it", "applied": True}
     assert worker._grpo_held is None
     assert worker._grpo_broken == "RuntimeError: no kernel for it"

@@ -20,7 +20,9 @@ import torch
 
 from grpo_generator_vllm_server import packing, shared
 from grpo_generator_vllm_server.engine import grpo_vllm_memory as memory
-from grpo_generator_vllm_server.engine.grpo_vllm_worker import GRPOWorker, unpack
+from grpo_generator_vllm_server.engine.grpo_vllm_contents import unpack
+from grpo_generator_vllm_server.engine.grpo_vllm_digest import digest
+from grpo_generator_vllm_server.engine.grpo_vllm_worker import GRPOWorker
 from grpo_generator_vllm_server.launch import ENGINE
 
 TENSORS = {
@@ -35,14 +37,14 @@ READER = """\
 import hashlib, json, sys
 sys.path.insert(0, sys.argv[1])
 import torch
-import grpo_vllm_memory, grpo_vllm_worker
+import grpo_vllm_contents, grpo_vllm_memory
 manifest, handles, device = json.load(sys.stdin)
 buckets = grpo_vllm_memory.open_all(handles, manifest["buckets"], torch.device(device))
 found = {
     name: hashlib.sha256(t.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-    for name, t in grpo_vllm_worker.unpack(manifest, buckets)
+    for name, t in grpo_vllm_contents.unpack(manifest, buckets)
 }
-devices = {t.device.type for _, t in grpo_vllm_worker.unpack(manifest, buckets)}
+devices = {t.device.type for _, t in grpo_vllm_contents.unpack(manifest, buckets)}
 grpo_vllm_memory.close_all(buckets)
 left = "grpo-weights" in open("/proc/self/maps").read()
 print(json.dumps([found, sorted(devices), left, "grpo_core" in sys.modules]))
@@ -70,7 +72,8 @@ def _small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 def pack(made: shared.SharedMemory) -> tuple[dict[str, Any], list[Any]]:
     packed = packing.pack(iter(TENSORS.items()), made.new)
     made.share()
-    return packed.manifest, [bucket.handle() for bucket in packed.buckets]
+    digests = {name: digest(tensor) for name, tensor in TENSORS.items()}
+    return packed.manifest | {"digests": digests}, [b.handle() for b in packed.buckets]
 
 
 def sums(tensors: dict[str, torch.Tensor]) -> dict[str, str]:

@@ -43,7 +43,10 @@ class Batch(Generic[T]):
         self._request, self._held = request, held
         self._structured_outputs = structured_outputs
         self._expected = answer.Expected(
-            vocabulary=vocabulary, eos_token_ids=request.eos_token_ids, may_be_cut=False
+            vocabulary=vocabulary,
+            eos_token_ids=request.eos_token_ids,
+            may_be_cut=False,
+            ends_by_token=not request.sampling.stop and structured_outputs is None,
         )
         self.left: dict[str, tuple[T, Draw]] = {}
         """What is not back yet, by the engine's name for it."""

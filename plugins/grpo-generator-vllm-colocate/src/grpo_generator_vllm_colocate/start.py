@@ -21,6 +21,7 @@ from grpo_generator_vllm_colocate.surroundings import (
 )
 from grpo_generator_vllm_colocate.worker import GRPOColocateWorker
 from grpo_generator_vllm_server.launch import vllm_rank
+from grpo_generator_vllm_server.likeness import config_of, require_alike
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,7 @@ def start_engine(
 
     Raises:
         ConfigError: vllm is missing or of another version, the policy is where no engine can be
-            beside it, or vLLM cannot be started.
+            beside it, vLLM cannot be started, or computes otherwise than the policy.
         PeerError: one of these on another rank.
     """
     base: Any = base_of(update.model)
@@ -92,9 +93,16 @@ def start_engine(
                 f"vLLM cannot start an engine with {model} in this process: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        theirs = llm.model_config.hf_text_config.to_dict()
+    made = Engine(llm, sleeps=sleeps, made_group=made_group)
+    try:
+        require_alike("the vLLM engine of this process", theirs, config_of(update.model))
+    except ConfigError:
+        made.close()
+        raise
     shared = f", shared by {ranks.shared_by} ranks" if ranks.shared_by > 1 else ""
     logger.info("vLLM %s runs in this process, with %s%s", vllm.__version__, model, shared)
-    return Engine(llm, sleeps=sleeps, made_group=made_group)
+    return made
 
 
 def _dtype(config: VLLMColocateConfig, device: torch.device) -> str:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from grpo_core.errors import ConfigError, SyncError
 from grpo_core.policy import base_of
 from grpo_generator_vllm_colocate.worker import manifest
-from grpo_generator_vllm_server.weights import adapter_rank, with_head, write_adapter
+from grpo_generator_vllm_server.adapters import (
+    adapter_rank,
+    base_digests,
+    obstacle,
+    write_adapter,
+)
+from grpo_generator_vllm_server.weights import require_own, with_head
 
 if TYPE_CHECKING:
     from grpo_core.types import WeightUpdate
@@ -64,7 +70,7 @@ class Full:
         _require(engine, listed, version)
         engine.broken = f"the reload to policy version {version} did not end"
         try:
-            engine.call("grpo_take", with_head(update), listed, mark)
+            engine.call("grpo_take", require_own(update), listed, mark)
         except Exception as error:
             engine.broken = f"the reload to policy version {version} failed"
             raise SyncError(
@@ -96,6 +102,7 @@ class Adapter:
         if self._compared is not engine:
             # Once: that the engine was started with the base that the adapter belongs to.
             _require(engine, manifest(with_head(update)), version)
+            _ask(engine, version, "grpo_base", base_digests(update.model))
             self._compared = engine
         folder = self._folder / mark
         write_adapter(folder, update)
@@ -107,6 +114,7 @@ class Adapter:
                 f"{version}: {type(error).__name__}: {error}. With generator.sync: full it is "
                 "merged into the weights in place of that"
             ) from error
+        _ask(engine, version, "grpo_adapter", str(folder), mark)
         engine.forget_prefixes()
         held = engine.adapters()
         if held != {mark}:
@@ -120,6 +128,15 @@ class Adapter:
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _ask(engine: Engine, version: int, method: str, *arguments: Any) -> None:
+    try:
+        engine.call(method, *arguments)
+    except ValueError as error:
+        raise SyncError(
+            f"the vLLM engine of this process does not hold policy version {version}: {error}"
+        ) from error
 
 
 def _require(engine: Engine, listed: Any, version: int) -> None:
@@ -151,16 +168,16 @@ def choose(config: VLLMColocateConfig, update: WeightUpdate) -> Way:
     if config.sync == "full":
         logger.info("weights reach vLLM in this process: all of them, adapters merged")
         return Full()
-    obstacle = _obstacle(update.model, rank, config.lora_rank)
-    if obstacle is None:
+    in_the_way = _obstacle(update.model, rank, config.lora_rank)
+    if in_the_way is None:
         logger.info("weights reach vLLM in this process: LoRA of rank %d, the base stays", rank)
         return Adapter(config.lora_rank or rank)
     if config.sync == "adapter":
-        raise ConfigError(f"generator.sync is 'adapter', but {obstacle}; set it to full")
+        raise ConfigError(f"generator.sync is 'adapter', but {in_the_way}; set it to full")
     logger.warning(
         "weights reach vLLM in this process: all of them, adapters merged, although only adapters "
         "are trained: %s",
-        obstacle,
+        in_the_way,
     )
     return Full()
 
@@ -169,23 +186,7 @@ def _obstacle(model: Any, rank: int, most: int | None) -> str | None:
     """Why the adapter alone would not make the engine's model that of the trainer."""
     if most is not None and rank > most:
         return f"its rank is {rank}, generator.lora_rank {most}"
-    active = list(getattr(model, "active_adapters", ()))
-    if active != ["default"]:
-        return f"its active adapters are {active}, not the one that PEFT calls default"
-    config = model.peft_config["default"]
-    for name in ("use_dora", "lora_bias", "modules_to_save", "layer_replication"):
-        if getattr(config, name, None):
-            return f"it has {name}, which is more than LoRA's matrices"
-    if getattr(config, "bias", "none") != "none":
-        return "it trains biases"
-    if not isinstance(getattr(config, "init_lora_weights", True), bool):
-        return f"init_lora_weights is {config.init_lora_weights!r}, which changes the base"
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and ".lora_" not in name:
-            return f"{name} is trained, too"
-    base = list(base_of(model).parameters())
-    if any(hasattr(p, "full_tensor") for p in base):
-        return "its matrices are spread over the ranks"
+    base = base_of(model).parameters()
     if any(getattr(p, "quant_state", None) is not None for p in base):
         return "it sits on 4-bit weights, which the engine's checkpoint is not"
-    return None
+    return obstacle(model)

@@ -11,8 +11,10 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from grpo_generator_vllm_server.engine.grpo_vllm_worker import (
+from grpo_generator_vllm_server.engine.grpo_vllm_adapter import require_adapter, require_base
+from grpo_generator_vllm_server.engine.grpo_vllm_contents import (
     Shapes,
+    checkpoint_files,
     checkpoint_shapes,
     require_same,
 )
@@ -27,9 +29,10 @@ Listed = Mapping[str, tuple[str, list[int]]]
 class GRPOColocateWorker:
     """Methods that vLLM adds to its worker; called through ``collective_rpc``."""
 
+    model_runner: Any
     vllm_config: Any
     reload_weights: Any
-    """These two are the worker's own."""
+    """These three are the worker's own."""
 
     def grpo_held(self) -> str | None:
         """The mark of the weights that this worker has; ``None`` for those it started with, and
@@ -57,6 +60,15 @@ class GRPOColocateWorker:
         self._grpo_mark: str | None = None
         self.reload_weights(weights_iterator=counted(tensors, listed))
         self._grpo_mark = mark
+
+    def grpo_base(self, listed: Mapping[str, tuple[str, str]]) -> None:
+        """Raises ``ValueError`` unless the engine's checkpoint holds what is listed."""
+        model = self.vllm_config.model_config
+        require_base(checkpoint_files(str(model.model), model.revision), listed)
+
+    def grpo_adapter(self, path: str, mark: str) -> None:
+        """Raises ``ValueError`` unless vLLM has the adapter of this folder, all of it."""
+        require_adapter(self.model_runner, path, mark, known={}, loaded=True)
 
     def _grpo_checkpoint(self) -> Shapes | None:
         if not hasattr(self, "_grpo_shapes"):

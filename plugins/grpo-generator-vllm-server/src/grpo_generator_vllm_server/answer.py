@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MINUS_INFINITY = -9999.0
 """What vLLM puts in place of an infinite log-prob (JSON has none); no sampled token has it."""
+ONCE = -60.0
+"""Log-prob of drawing tokens a second time, below which it was no chance: once in 1e26."""
 _ROUNDING = 1e-3
 """How far above 0 a log-prob may be by rounding in 16 bits."""
 
@@ -45,6 +47,8 @@ class Expected:
     eos_token_ids: tuple[int, ...]
     may_be_cut: bool
     """Whether whoever asked has also interrupted."""
+    ends_by_token: bool = False
+    """Whether nothing but an end token stops a completion: no stop string, no grammar."""
 
 
 def pieces(found: Any, draw: Draw, expected: Expected, *, server: object) -> list[Piece]:
@@ -52,7 +56,8 @@ def pieces(found: Any, draw: Draw, expected: Expected, *, server: object) -> lis
 
     Raises:
         BadAnswerError: choices are missing, tokens are outside the vocabulary or past the end,
-            log-probs are missing, not finite or above 0, or the prompt is not the one sent.
+            log-probs are missing, not finite or above 0, the prompt is not the one sent, or one
+            completion comes again that no chance would draw twice.
     """
     try:
         choices = sorted(found["choices"], key=lambda choice: choice["index"])
@@ -71,7 +76,22 @@ def pieces(found: Any, draw: Draw, expected: Expected, *, server: object) -> lis
                 f"{server}: it completed another prompt than was sent: {len(echoed)} tokens, not "
                 f"the {len(draw.token_ids)} that were"
             )
-    return [_piece(choice, draw.max_tokens, expected, server) for choice in choices]
+    drawn = [_piece(choice, draw.max_tokens, expected, server) for choice in choices]
+    _require_drawn_apart(drawn, server)
+    return drawn
+
+
+def _require_drawn_apart(drawn: Sequence[Piece], server: object) -> None:
+    """Equal completions have equal rewards: a group of copies teaches nothing, and says nothing."""
+    seen: dict[tuple[int, ...], int] = {}
+    for number, piece in enumerate(drawn):
+        first = seen.setdefault(piece.token_ids, number)
+        if first != number and sum(piece.logprobs) < ONCE:
+            raise BadAnswerError(
+                f"{server}: completions {first} and {number} of a prompt are the same "
+                f"{len(piece.token_ids)} tokens, which by their own log-probs happens once in "
+                f"e^{-sum(piece.logprobs):.0f} times: it ignores seeds, or copies answers"
+            )
 
 
 def whole(pieces: Sequence[Piece]) -> tuple[Completion, ...]:
@@ -121,10 +141,20 @@ def _piece(choice: Any, most: int, expected: Expected, server: object) -> Piece:
         )
     if not cut and reason not in ("stop", "length"):
         raise BadAnswerError(f"{which} ended by {reason!r}; it is not a whole completion")
+    ended = ids[-1] in expected.eos_token_ids
+    if reason == "stop" and expected.ends_by_token and not ended:
+        raise BadAnswerError(
+            f"{which} stopped at token {ids[-1]}, which is none of the policy's end tokens "
+            f"{list(expected.eos_token_ids)}; the server stops by rules of its own"
+        )
     if reason == "length" and len(ids) < most:
         raise BadAnswerError(
             f"{which} was cut off at {len(ids)} of {most} tokens: the server's max_model_len is "
             "too small for its prompt"
+        )
+    if reason == "length" and ended:
+        raise BadAnswerError(
+            f"{which} ends with its end token {ids[-1]} and says that it was cut off"
         )
     return Piece(
         token_ids=tuple(ids),

@@ -62,6 +62,7 @@ class ByBroadcast(ByFile):
         self._packed = None  # not two copies at once
         self._device = next(update.model.parameters()).device
         self._packed = pack(sent_tensors(update, self.dtype, sent), Own)
+        self._packed.manifest["digests"] = sent.digests
         return sent
 
     def push(self, server: Server, published: Published, seconds: float) -> int:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo_core.errors import ConfigError
+from grpo_generator_vllm_server.adapters import adapter_rank, obstacle
 from grpo_generator_vllm_server.broadcast import ByBroadcast
 from grpo_generator_vllm_server.client import Server
 from grpo_generator_vllm_server.ipc import ByIPC, require_shared
 from grpo_generator_vllm_server.shared import MemoryName
 from grpo_generator_vllm_server.sync import ByAdapter, ByFile, Facts, Way
-from grpo_generator_vllm_server.weights import adapter_rank
 
 if TYPE_CHECKING:
     import torch
@@ -52,15 +52,24 @@ def choose(
             f"generator.sync is 'adapter' with rank {rank}, but the servers take ranks up to "
             f"{least}; start them with grpo serve --lora-rank {rank}"
         )
+    in_the_way = None if rank is None else obstacle(update.model)
+    if asked == "adapter" and in_the_way is not None:
+        raise ConfigError(
+            f"generator.sync is 'adapter', but {in_the_way}; set it to file or broadcast"
+        )
     shared = asked in ("file", "adapter") or (asked == "auto" and shares_folder(folder(), servers))
     if shared and asked != "file" and rank is not None:
-        if rank <= least:
+        if rank > least:
+            in_the_way = (
+                f"the servers take ranks up to {least}; start them with grpo serve --lora-rank "
+                f"{rank}"
+            )
+        if in_the_way is None:
             logger.info("weights reach vLLM by adapter: LoRA of rank %d, the base stays", rank)
             return ByAdapter()
         logger.warning(
-            "weights reach vLLM merged, although only an adapter of rank %d is trained: "
-            "the servers take ranks up to %d; start them with grpo serve --lora-rank %d",
-            *(rank, least, rank),
+            "weights reach vLLM merged, although an adapter of rank %d is trained: %s",
+            *(rank, in_the_way),
         )
     shown = dtype or "their own precision"
     if rank is not None:

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from grpo_core.errors import ConfigError
+from grpo_generator_vllm_server.client import QUICK_SECONDS
 from grpo_generator_vllm_server.errors import RequestRefusedError, ServerDownError, ServerLostError
+from grpo_generator_vllm_server.likeness import require_alike
 from grpo_generator_vllm_server.sync import Facts
 
 if TYPE_CHECKING:
     from grpo_generator_vllm_server.client import Server
 
+logger = logging.getLogger(__name__)
+
 HOW_TO_START = "start it with `grpo serve MODEL`, or with what `grpo serve MODEL --show` prints"
 
 
-def first_contact(server: Server, versions: str) -> Facts:
+def first_contact(server: Server, versions: str, policys: Mapping[str, Any]) -> Facts:
     """Ask a server what it is.
+
+    Args:
+        policys: its configuration; see ``likeness.config_of``.
 
     Raises:
         ConfigError: it is no vLLM, of another version, reports other log-probs than those that it
-            samples by, or was started without what weight updates need.
+            samples by, computes otherwise than the policy, or was started without what weight
+            updates need.
         ServerError: it cannot be reached, or refuses the token.
     """
     try:
@@ -59,6 +69,22 @@ def first_contact(server: Server, versions: str) -> Facts:
         raise ConfigError(
             f"{server} reports {facts['logprobs_mode']}, which leave out the temperature; "
             f"it needs --logprobs-mode processed_logprobs: {HOW_TO_START}"
+        )
+    (config, *_) = server.rpc("grpo_config", seconds=QUICK_SECONDS)
+    require_alike(server, config, policys)
+    rounded = [
+        f"{what} in {value}"
+        for what, value in (
+            ("weights", facts.get("quantization")),
+            ("keys and values", facts.get("cache_dtype")),
+        )
+        if str(value) not in ("None", "auto", facts["dtype"])
+    ]
+    if rounded:
+        logger.warning(
+            "%s keeps %s: its log-probs are not the policy's by more than rounding "
+            "(ratio/sampler_mismatch_kl)",
+            *(server, " and ".join(rounded)),
         )
     return Facts(
         version=str(said),

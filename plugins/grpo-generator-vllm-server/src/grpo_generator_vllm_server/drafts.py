@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from grpo_core.types import Completion
+from grpo_generator_vllm_server.errors import BadAnswerError
 from grpo_generator_vllm_server.request import Draw, draws, first_draw, seed_after, turn_draw
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class GroupDraft:
     ) -> None:
         self.request, self.group, self.place = request, group, place
         self._first, self._copies = first, copies
-        self._stops, self._decode = request.sampling.stop, decode
+        self._stops, self._ends = request.sampling.stop, request.eos_token_ids
+        self._decode = decode
         self._drafts = [Draft() for _ in range(first.count)]
 
     @classmethod
@@ -124,7 +126,13 @@ class GroupDraft:
         )
 
     def take(self, members: Sequence[int], pieces: Sequence[Piece], policy_version: int) -> None:
-        """Add what a call has brought; weights of this version sampled it."""
+        """Add what a call has brought; weights of this version sampled it.
+
+        Raises:
+            BadAnswerError: one ends at a stop string that is not there; nothing is added.
+        """
+        for member, piece in zip(members, pieces, strict=True):
+            self._require_stop(self._drafts[member], piece)
         for member, piece in zip(members, pieces, strict=True):
             draft = self._drafts[member]
             before = len(draft.token_ids)
@@ -134,6 +142,19 @@ class GroupDraft:
             draft.finish = piece.finish
             if before and self._stops and piece.token_ids:
                 self._stop_across(draft, before)
+
+    def _require_stop(self, draft: Draft, piece: Piece) -> None:
+        """A server with another tokenizer finds the strings in another text."""
+        if piece.finish != "stop" or not self._stops or piece.token_ids[-1] in self._ends:
+            return
+        ids = (*draft.token_ids, *piece.token_ids)
+        shown = (self._decode(ids), self._decode((*self._first.token_ids, *ids)))
+        if not any(stop in text for stop in self._stops for text in shown):
+            raise BadAnswerError(
+                f"a completion stopped at token {ids[-1]}, but its text has none of the stop "
+                f"strings {list(self._stops)}: {shown[0][-60:]!r}; does the server have another "
+                "tokenizer?"
+            )
 
     def _stop_across(self, draft: Draft, cut: int) -> None:
         """End at a stop string of which the server saw only the end, as it begins to read anew

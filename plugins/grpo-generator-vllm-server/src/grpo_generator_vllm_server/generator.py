@@ -25,6 +25,7 @@ from grpo_generator_vllm_server.contact import first_contact
 from grpo_generator_vllm_server.errors import NoServerLeftError, ServerError
 from grpo_generator_vllm_server.fleet import Fleet, Member
 from grpo_generator_vllm_server.gate import CLOSED
+from grpo_generator_vllm_server.likeness import config_of
 from grpo_generator_vllm_server.quiet import Patience, quiet
 from grpo_generator_vllm_server.ranks import on_main_rank
 from grpo_generator_vllm_server.sampling import Sampling, Terms, decoder
@@ -84,6 +85,8 @@ class VLLMServerGenerator:
         self._writes = False
         """Whether this process is the one that publishes weights."""
         self._context_length: int | None = None
+        self._policys: dict[str, Any] = {}
+        """The policy's configuration."""
         self._weights = threading.RLock()
         """Held by whoever gives weights to servers: a sync, or a thread that revives one."""
 
@@ -108,6 +111,7 @@ class VLLMServerGenerator:
             structured_outputs=self._config.structured_outputs,
         )
         self._context_length = context_length(update.model)
+        self._policys = config_of(update.model)
         with self._weights:
             # Of several trainer processes one starts servers and sends weights; all sample.
             urls, token, way, published = on_main_rank(partial(self._publish, update))
@@ -229,7 +233,7 @@ class VLLMServerGenerator:
             return
         if self._started is None:
             server.instance = None
-        member.facts = first_contact(server, self._config.versions)
+        member.facts = first_contact(server, self._config.versions, self._policys)
         if self._started is None:
             server.instance = server.seen_instance
         member.met = True

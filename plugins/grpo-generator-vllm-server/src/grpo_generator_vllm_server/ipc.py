@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_core.errors import ConfigError
 from grpo_generator_vllm_server.client import QUICK_SECONDS
+from grpo_generator_vllm_server.engine.grpo_vllm_contents import ALIGNMENT
 from grpo_generator_vllm_server.engine.grpo_vllm_memory import Handle
-from grpo_generator_vllm_server.engine.grpo_vllm_worker import ALIGNMENT
 from grpo_generator_vllm_server.errors import PushError, ServerError
 from grpo_generator_vllm_server.packing import pack
 from grpo_generator_vllm_server.shared import MemoryName, SharedMemory, memory_of
@@ -66,7 +66,7 @@ class ByIPC(ByFile):
             memory.close()
             raise
         self._shared = Shared(
-            manifest=packed.manifest,
+            manifest={**packed.manifest, "digests": sent.digests},
             handles=[bucket.handle() for bucket in packed.buckets],
             memory=memory,
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from grpo_generator_vllm_server.engine.grpo_vllm_worker import ALIGNMENT
+from grpo_generator_vllm_server.engine.grpo_vllm_contents import ALIGNMENT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,8 @@ class Packed(Generic[B]):
     """Weights as they are sent."""
 
     manifest: dict[str, Any]
-    """Count, sizes of the buckets in bytes, and for each tensor dtype, shape, bucket, offset."""
+    """Count, sizes of the buckets in bytes, for each tensor dtype, shape, bucket, offset, and what
+    it holds (``Sent.digests``)."""
     buckets: list[B]
 
 

@@ -13,6 +13,7 @@ from grpo_generator_vllm_server import request as requests
 from grpo_generator_vllm_server.answer import Expected
 from grpo_generator_vllm_server.drafts import GroupDraft
 from grpo_generator_vllm_server.errors import NoServerLeftError, ServerDownError, ServerLostError
+from grpo_generator_vllm_server.sync import touched
 from grpo_generator_vllm_server.work import Work
 
 if TYPE_CHECKING:
@@ -135,6 +136,9 @@ class Sampling:
                 eos_token_ids=call.draft.request.eos_token_ids,
                 # Only a sync of our own interrupts, and it waits until this request is out.
                 may_be_cut=member.gate.is_shut,
+                ends_by_token=(
+                    not call.draft.request.sampling.stop and self._terms.structured_outputs is None
+                ),
             )
             pieces = answer.pieces(found, call.draw, expected, server=member.server)
             with self._fleet.lock:
@@ -163,7 +167,8 @@ def require_ours(member: Member, way: Way, when: str) -> None:
     due = member.published.policy_version
     held = way.held(member.server, member.published)
     if held != due:
+        said = touched(member.server)
         raise SyncError(
-            f"{member.server} was given policy version {due} of this run, and held {held} {when}: "
-            "does another run use the same server?"
+            f"{member.server} was given policy version {due} of this run, and held {held} {when}"
+            f"{f' ({said})' if said else ''}: does another run use the same server?"
         )

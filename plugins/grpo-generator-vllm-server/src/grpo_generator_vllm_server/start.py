@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_core.errors import ConfigError
 from grpo_core.policy import base_of
+from grpo_generator_vllm_server.adapters import adapter_rank
 from grpo_generator_vllm_server.config import LaunchSettings
 from grpo_generator_vllm_server.launch import Launched, Plan, choose_ports, is_loopback
 from grpo_generator_vllm_server.token import new_token
-from grpo_generator_vllm_server.weights import adapter_rank
 
 if TYPE_CHECKING:
     from grpo_core.types import WeightUpdate

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from grpo_generator_vllm_server.adapters import base_digests, write_adapter
+from grpo_generator_vllm_server.client import QUICK_SECONDS
 from grpo_generator_vllm_server.errors import PushError, ServerError
-from grpo_generator_vllm_server.weights import Sent, write_adapter, write_weights
+from grpo_generator_vllm_server.weights import Sent, write_weights
 
 if TYPE_CHECKING:
     from grpo_core.types import WeightUpdate
@@ -113,18 +115,7 @@ class ByFile:
     def _ask(
         self, server: Server, published: Published, method: str, seconds: float, **arguments: Any
     ) -> list[Any]:
-        """Call a method of every worker.
-
-        Raises:
-            PushError: one of them says that it could not.
-        """
-        found = server.rpc(method, seconds=seconds, **arguments)
-        errors = [str(f["error"]) for f in found if isinstance(f, dict) and "error" in f]
-        if errors:
-            raise PushError(
-                f"{server}: has not taken policy version {published.policy_version}: {errors[0]}"
-            )
-        return found
+        return _require(server, published, method, seconds, **arguments)
 
     def _settle(self, server: Server, published: Published, seconds: float) -> int:
         """Forget what the old weights left behind; the version that the server says it holds."""
@@ -141,7 +132,7 @@ class ByFile:
         return version
 
     def held(self, server: Server, published: Published) -> int | None:
-        marks = {found.get("held") for found in server.rpc("grpo_held", seconds=30)}
+        marks = {found.get("held") for found in server.rpc("grpo_held", seconds=QUICK_SECONDS)}
         marks.add(server.get("/weight_info").get("weight_version"))
         # Every worker and the engine must say the same: a part of a model is no model.
         return published.version_in(marks.pop()) if len(marks) == 1 else None
@@ -159,20 +150,29 @@ class ByAdapter:
     name: WayName = "adapter"
     pauses = False
 
+    def __init__(self) -> None:
+        self._base: dict[str, tuple[str, str]] | None = None
+        self._compared: set[tuple[str, str | None]] = set()
+        """Server processes whose base has been found to be the policy's."""
+
     def write(self, folder: Path, update: WeightUpdate) -> Sent:
+        if self._base is None:
+            self._base = base_digests(update.model)
         return write_adapter(folder, update)
 
     def push(self, server: Server, published: Published, seconds: float) -> int:
         names = _adapters(server)
-        replaced = {
-            str(w.get("broken") or w.get("held")) for w in server.rpc("grpo_held", seconds=30)
-        }
-        if replaced != {"None"}:
+        if changed := touched(server):
             raise PushError(
-                f"{server}: its base weights have been replaced since it started "
-                f"({', '.join(sorted(replaced))}), so an adapter would sit on other weights than "
-                "in training; start it again, or set generator.sync to file"
+                f"{server}: its base weights have been replaced since it started ({changed}), so "
+                "an adapter would sit on other weights than in training; start it again, or set "
+                "generator.sync to file"
             )
+        process = (server.url, server.instance)
+        if process not in self._compared:
+            _require(server, published, "grpo_base", seconds, listed=self._base)
+            self._compared.add(process)
+        _require_adapter(server, published, seconds, loaded=False)
         if published.mark not in names:
             # Not in place: one id with another path may serve the old adapter (seen with 0.32.0).
             body = {"lora_name": published.mark, "lora_path": str(published.folder)}
@@ -181,10 +181,11 @@ class ByAdapter:
             except ServerError as error:
                 raise PushError(
                     f"{server}: has not taken the adapter of policy version "
-                    f"{published.policy_version}: {error}"
+                    f"{published.policy_version}: {error}. With generator.sync: file it is merged "
+                    "into the weights in place of that"
                 ) from error
-        version = self.held(server, published)
-        if version != published.policy_version:
+        _require_adapter(server, published, seconds, loaded=True)
+        if not self._lists(server, published):
             raise PushError(
                 f"{server}: was given the adapter of policy version {published.policy_version} "
                 f"and lists {sorted(_adapters(server)) or 'none'}"
@@ -193,18 +194,54 @@ class ByAdapter:
         for old in names:
             if old.startswith(f"{run}.v") and old != published.mark:
                 server.post_for_text("/v1/unload_lora_adapter", {"lora_name": old}, seconds=seconds)
-        return version
+        return published.policy_version
 
     def held(self, server: Server, published: Published) -> int | None:
-        root = _adapters(server).get(published.mark)
-        same = root is not None and Path(root).name == published.folder.name
-        return published.version_in(published.mark) if same else None
+        if not self._lists(server, published) or touched(server):
+            return None
+        try:
+            _require_adapter(server, published, QUICK_SECONDS, loaded=True)
+        except PushError:
+            return None
+        return published.policy_version
+
+    def _lists(self, server: Server, published: Published) -> bool:
+        return _adapters(server).get(published.mark) == str(published.folder)
 
     def served_as(self, facts: Facts, published: Published) -> str:
         return published.mark
 
     def close(self) -> None:
         pass
+
+
+def touched(server: Server) -> str | None:
+    """Why a server's base is not what it started with, as far as its workers know."""
+    workers = server.rpc("grpo_held", seconds=QUICK_SECONDS)
+    found = {str(w.get("broken") or w.get("held")) for w in workers} - {"None"}
+    return ", ".join(sorted(found)) or None
+
+
+def _require_adapter(server: Server, published: Published, seconds: float, *, loaded: bool) -> None:
+    path, mark = str(published.folder), published.mark
+    _require(server, published, "grpo_adapter", seconds, path=path, mark=mark, loaded=loaded)
+
+
+def _require(
+    server: Server, published: Published, method: str, seconds: float, **arguments: Any
+) -> list[Any]:
+    """Call a method of every worker.
+
+    Raises:
+        PushError: one of them says that it could not, or that something does not fit.
+    """
+    found = server.rpc(method, seconds=seconds, **arguments)
+    errors = [str(f["error"]) for f in found if isinstance(f, dict) and "error" in f]
+    if errors:
+        raise PushError(
+            f"{server}: has not taken policy version {published.policy_version}: {errors[0]}"
+        )
+    return found
 
 
 def clear_older(published: Published) -> None:

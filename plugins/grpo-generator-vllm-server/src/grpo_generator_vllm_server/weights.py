@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from grpo_core.errors import ConfigError, SyncError
 from grpo_core.policy import base_of
+from grpo_generator_vllm_server.engine.grpo_vllm_digest import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +30,10 @@ class Sent:
 
     bytes: int = 0
     tensors: int = 0
+    digests: dict[str, str] = field(default_factory=dict)
+    """What each tensor of the policy holds, in the precision that is sent; see
+    ``engine.grpo_vllm_digest``. Read from the policy's own parameters where they are sent as they
+    are, so that a server can tell what is damaged, exchanged or old from what the policy has."""
     rounded: list[float] = field(default_factory=list)
     """Of each tensor that was rounded, the norm of the change over its own norm."""
 
@@ -52,6 +58,7 @@ def sent_tensors(
     import torch
 
     target = None if dtype is None else cast("torch.dtype", getattr(torch, dtype))
+    own = own_parameters(update.model)
     for name, tensor in with_head(update):
         kept = tensor.detach()
         if target and kept.is_floating_point() and kept.element_size() > target.itemsize:
@@ -62,7 +69,40 @@ def sent_tensors(
             kept = rounded
         sent.tensors += 1
         sent.bytes += kept.nbytes
+        policys = own.get(name, tensor)
+        if policys.shape != tensor.shape:
+            policys = tensor  # which the shapes will tell
+        sent.digests[name] = digest(policys.to(kept.dtype))
         yield name, kept
+
+
+def own_parameters(model: Any) -> dict[str, Tensor]:
+    """The policy's own parameters that are sent as they are, by the names that they are sent under:
+    none that are merged, gathered from ranks or unpacked on the way."""
+    return {
+        name: parameter
+        for name, parameter in base_of(model).named_parameters(remove_duplicate=False)
+        if ".base_layer." not in name
+        and not hasattr(parameter, "full_tensor")
+        and parameter.is_floating_point()
+    }
+
+
+def require_own(update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
+    """All weights, a tied head too, each compared with the policy's own; free where it is that.
+
+    Raises:
+        SyncError: one holds something else.
+    """
+    own = own_parameters(update.model)
+    for name, tensor in with_head(update):
+        policys = own.get(name, tensor)
+        if policys.data_ptr() != tensor.data_ptr() and digest(policys) != digest(tensor):
+            raise SyncError(
+                f"{name} is about to be given away with other numbers than the policy's: "
+                "exchanged, or of an older version"
+            )
+        yield name, tensor
 
 
 def write_weights(folder: Path, update: WeightUpdate, dtype: str | None) -> Sent:
@@ -84,10 +124,12 @@ def write_weights(folder: Path, update: WeightUpdate, dtype: str | None) -> Sent
             for key, tensor in shard.items():
                 listed[key] = (str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
         manifest = {
+            "mark": folder.name,
             "policy_version": update.policy_version,
             "count": len(listed),
             "files": files,
             "tensors": listed,
+            "digests": sent.digests,
         }
         (staging / MANIFEST).write_text(json.dumps(manifest), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,37 +140,18 @@ def write_weights(folder: Path, update: WeightUpdate, dtype: str | None) -> Sent
     return sent
 
 
-def write_adapter(folder: Path, update: WeightUpdate) -> Sent:
-    """Write the LoRA adapter alone, in PEFT's format; ``folder`` is complete or absent."""
-    staging = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        # "auto" would ask the Hub whether the vocabulary has grown.
-        cast("Any", update.model).save_pretrained(staging, save_embedding_layers=False)
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    return Sent(bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")))
-
-
-def adapter_rank(update: WeightUpdate) -> int | None:
-    """Largest rank of the policy's adapters; ``None`` where it has none."""
-    configs = getattr(update.model, "peft_config", None)
-    if not configs:
-        return None
-    return max(int(getattr(config, "r", 0)) for config in configs.values()) or None
-
-
 def with_head(update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
     """All weights, and a tied head under its own name too.
 
     With tied embeddings the head is no parameter of its own, but vLLM may keep a repacked copy (on
     CPUs it does), which stays old unless it is named.
+
+    Raises:
+        ConfigError: head and embedding are tied, but adapters make them two.
     """
     base = base_of(update.model)
+    if two := tied_and_adapted(base):
+        raise ConfigError(f"vLLM cannot hold this policy: {two}")
     seen: dict[str, Tensor] = {}
     head = base.get_output_embeddings()
     name = next((f"{n}.weight" for n, m in base.named_modules() if m is head), None)
@@ -138,6 +161,18 @@ def with_head(update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
         yield key, tensor
     if name is not None and name not in seen and getattr(base.config, "tie_word_embeddings", False):
         yield name, seen[_embedding_name(base)]
+
+
+def tied_and_adapted(base: Any) -> str | None:
+    """Where one matrix serves as embedding and head, an adapter on either makes them two, and vLLM
+    has one."""
+    if not getattr(base.config, "tie_word_embeddings", False):
+        return None
+    ends = {"embeddings": base.get_input_embeddings(), "head": base.get_output_embeddings()}
+    adapted = [name for name, module in ends.items() if hasattr(module, "base_layer")]
+    if not adapted:
+        return None
+    return f"an adapter is on its {' and '.join(adapted)}, which are tied to each other"
 
 
 def _embedding_name(base: Any) -> str:

@@ -88,9 +88,8 @@ class Work:
             return None
         self._under_way -= 1
         try:
-            pieces, version = future.result()
             # In this thread: a tokenizer may be needed for it, which is not to be shared.
-            call.draft.take(call.members, pieces, version)
+            _take(member, call, *future.result())
         except ServerLostError as error:
             fleet.require_open()
             self._failed(member, call, life, error)
@@ -161,3 +160,10 @@ class Work:
             raise kind(f"a prompt has failed {tried} times: {error}") from error
         else:
             logger.warning("asked again: %s", error)
+
+
+def _take(member: Member, call: Call, pieces: Sequence[Piece], policy_version: int) -> None:
+    try:
+        call.draft.take(call.members, pieces, policy_version)
+    except BadAnswerError as error:
+        raise BadAnswerError(f"{member.server}: {error}") from error

@@ -16,8 +16,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-# In vLLM's environment a module beside this one, in the trainer's a part of its package.
-cuda: Any = importlib.import_module(f"{__package__ or ''}.grpo_vllm_cuda".removeprefix("."))
+_BESIDE = f"{__package__}." if __package__ else ""
+cuda: Any = importlib.import_module(f"{_BESIDE}grpo_vllm_cuda")
 
 KEY_BYTES = 16
 SEALS = 0b1110

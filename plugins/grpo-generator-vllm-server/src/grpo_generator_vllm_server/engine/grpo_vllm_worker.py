@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-MANIFEST = "manifest.json"
-HEAD = "lm_head.weight"
-
-ALIGNMENT = 64
-"""Every tensor begins at a multiple of so many bytes of its bucket."""
+# In vLLM's environment this folder itself is on the path, and there may be no package around it.
+_BESIDE = f"{__package__}." if __package__ else ""
+_adapters: Any = importlib.import_module(f"{_BESIDE}grpo_vllm_adapter")
+_contents: Any = importlib.import_module(f"{_BESIDE}grpo_vllm_contents")
+_memory: Any = importlib.import_module(f"{_BESIDE}grpo_vllm_memory")
+_watch: Any = importlib.import_module(f"{_BESIDE}grpo_vllm_watch")
 
 Shapes = dict[str, list[int]]
 Answer = dict[str, Any]
@@ -45,6 +45,7 @@ class GRPOWorker:
 
     def grpo_held(self) -> dict[str, Any]:
         """Which weights this worker has, and facts of the engine."""
+        _watch.watch(self)
         config = self.vllm_config
         lora = config.lora_config
         return {
@@ -58,7 +59,15 @@ class GRPOWorker:
             "vocabulary": int(config.model_config.get_vocab_size()),
             "lora_rank": int(lora.max_lora_rank) if lora else 0,
             "device": str(config.device_config.device_type),
+            "cache_dtype": str(config.cache_config.cache_dtype),
+            "quantization": config.model_config.quantization,
         }
+
+    def grpo_config(self) -> dict[str, Any]:
+        """The model's configuration, as the engine computes with it."""
+        found = self.vllm_config.model_config.hf_text_config.to_dict()
+        read: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        return read
 
     def grpo_sees(self, path: str, text: str) -> dict[str, Any]:
         """Whether a file is here as well, with this text."""
@@ -71,11 +80,34 @@ class GRPOWorker:
         """Take over the weights in ``path``; ``mark`` is what ``grpo_held`` then says."""
 
         def read() -> Iterable[tuple[str, Any]]:
-            tensors = read_complete(Path(path))
+            tensors: dict[str, Any] = _contents.read_complete(Path(path), mark, self.device)
             self._grpo_require_fit({n: list(t.shape) for n, t in tensors.items()})
             return tensors.items()
 
         return self._grpo_take_over(read, mark)
+
+    def grpo_adapter(self, path: str, mark: str, loaded: bool) -> Answer:
+        """Whether a folder holds the adapter that its manifest lists, and vLLM if ``loaded``."""
+        self._grpo_known: dict[str, int] = getattr(self, "_grpo_known", {})
+        runner, known = self.model_runner, self._grpo_known
+        try:
+            _adapters.require_adapter(runner, path, mark, known=known, loaded=loaded)
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}", "applied": False}
+        return {"fits": True}
+
+    def grpo_base(self, listed: dict[str, Any]) -> Answer:
+        """Whether the checkpoint that the server has loaded holds what is listed; each of its
+        workers compares a part."""
+        model = self.vllm_config.model_config
+        workers = int(self.vllm_config.parallel_config.world_size)
+        part = dict(sorted(listed.items())[self.rank :: workers])
+        try:
+            files = _contents.checkpoint_files(str(model.model), model.revision)
+            _adapters.require_base(files, part)
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}", "applied": False}
+        return {"fits": True}
 
     # -- over a process group: expect, join, receive each bucket, apply; in shared memory: expect,
     # -- open, apply -----------------------------------------------------------------------------
@@ -84,7 +116,7 @@ class GRPOWorker:
         """Compare what will be sent with the model, before anything is sent."""
         self.grpo_drop()
         try:
-            require_layout(manifest)
+            _contents.require_layout(manifest)
             self._grpo_require_fit({n: t[1] for n, t in manifest["tensors"].items()})
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}", "applied": False}
@@ -129,7 +161,7 @@ class GRPOWorker:
     def grpo_opens(self, handle: dict[str, Any]) -> Answer:
         """Whether this worker can open what the trainer shares."""
         try:
-            _memory().open_bucket(handle, handle.get("size"), self.device).close()
+            _memory.open_bucket(handle, handle.get("size"), self.device).close()
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
         return {"opens": True}
@@ -140,7 +172,7 @@ class GRPOWorker:
         try:
             if manifest is None:
                 raise RuntimeError("no manifest has come before the handles")
-            self._grpo_buckets = _memory().open_all(handles, manifest["buckets"], self.device)
+            self._grpo_buckets = _memory.open_all(handles, manifest["buckets"], self.device)
         except Exception as error:
             self.grpo_drop()
             return {"error": f"{type(error).__name__}: {error}", "applied": False}
@@ -158,16 +190,18 @@ class GRPOWorker:
         def unpacked() -> Iterator[tuple[str, Any]]:
             if manifest is None or len(buckets) != len(manifest["buckets"]):
                 raise RuntimeError(f"{len(buckets)} buckets were received, which is not all")
-            return unpack(manifest, buckets)
+            _contents.require_contents(manifest, _contents.unpack(manifest, buckets), self.device)
+            tensors: Iterator[tuple[str, Any]] = _contents.unpack(manifest, buckets)
+            return tensors
 
         try:
             return self._grpo_take_over(unpacked, mark)
         finally:
-            _memory().close_all(buckets)
+            _memory.close_all(buckets)
 
     def grpo_drop(self) -> Answer:
         """Forget what was received, and close what was opened."""
-        _memory().close_all(getattr(self, "_grpo_buckets", []))
+        _memory.close_all(getattr(self, "_grpo_buckets", []))
         self._grpo_forget()
         return {"dropped": True}
 
@@ -186,7 +220,8 @@ class GRPOWorker:
         # From here to the last line the model is neither the old nor the new one.
         self._grpo_held, self._grpo_broken = None, f"the reload to {mark} did not end"
         try:
-            self.reload_weights(weights_iterator=iter(tensors))
+            with _watch.ours(self):
+                self.reload_weights(weights_iterator=iter(tensors))
         except Exception as error:
             self._grpo_broken = f"{type(error).__name__}: {error}"
             return {"error": self._grpo_broken, "applied": True}
@@ -196,20 +231,15 @@ class GRPOWorker:
     def _grpo_require_fit(self, shapes: Shapes) -> None:
         expected = self._grpo_expected()
         if expected is not None:
-            require_same(expected, shapes)
+            _contents.require_same(expected, shapes)
 
     def _grpo_expected(self) -> Shapes | None:
         """Names and shapes of the checkpoint that the server was started with."""
         found: Shapes | None = getattr(self, "_grpo_names", None)
         if found is None:
             model = self.vllm_config.model_config
-            found = self._grpo_names = checkpoint_shapes(str(model.model), model.revision)
+            found = self._grpo_names = _contents.checkpoint_shapes(str(model.model), model.revision)
         return found
-
-
-def _memory() -> Any:
-    # In vLLM's environment a module beside this one, in the trainer's a part of its package.
-    return importlib.import_module(f"{__package__ or ''}.grpo_vllm_memory".removeprefix("."))
 
 
 def join(
@@ -260,115 +290,9 @@ def broadcast(group: Any, bucket: Any) -> None:
         torch.cuda.synchronize(bucket.device)
 
 
-def require_layout(manifest: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` unless tensors and buckets fit together, byte for byte."""
-    import torch
-
-    tensors, sizes = manifest["tensors"], manifest["buckets"]
-    if len(tensors) != manifest["count"]:
-        raise ValueError(f"the manifest lists {len(tensors)} of {manifest['count']} tensors")
-    ends = [0] * len(sizes)
-    for name, (dtype, shape, bucket, offset) in tensors.items():
-        kind = getattr(torch, dtype, None)
-        if not isinstance(kind, torch.dtype):
-            raise ValueError(f"{name} has dtype {dtype!r}, which is none")
-        if not 0 <= bucket < len(sizes) or offset % ALIGNMENT or offset < ends[bucket]:
-            raise ValueError(f"{name} lies at byte {offset} of bucket {bucket}, over another")
-        ends[bucket] = offset + torch.Size(shape).numel() * kind.itemsize
-        if ends[bucket] > sizes[bucket]:
-            raise ValueError(f"{name} ends beyond its bucket of {sizes[bucket]} bytes")
-
-
-def unpack(manifest: Mapping[str, Any], buckets: list[Any]) -> Iterator[tuple[str, Any]]:
-    """The tensors, as views of the buckets."""
-    import torch
-
-    for name, (dtype, shape, bucket, offset) in manifest["tensors"].items():
-        kind = getattr(torch, dtype)
-        size = torch.Size(shape).numel() * kind.itemsize
-        yield name, buckets[bucket][offset : offset + size].view(kind).view(shape)
-
-
 def _address_towards(host: str, port: int) -> str:
     """This machine's address on the way to another, or to itself; nothing is sent."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(address)
         return str(probe.getsockname()[0])
-
-
-def read_complete(folder: Path) -> dict[str, Any]:
-    """All tensors of a folder, compared with its manifest.
-
-    Raises:
-        ValueError: a file, name, shape, dtype or the count is another than the manifest says.
-    """
-    from safetensors.torch import load_file
-
-    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-    tensors: dict[str, Any] = {}
-    for name, size in manifest["files"].items():
-        file = folder / name
-        if file.stat().st_size != size:
-            raise ValueError(f"{file} has {file.stat().st_size} bytes, the manifest says {size}")
-        tensors.update(load_file(file))
-    listed = {name: (dtype, shape) for name, (dtype, shape) in manifest["tensors"].items()}
-    if len(listed) != manifest["count"]:
-        raise ValueError(f"the manifest lists {len(listed)} of {manifest['count']} tensors")
-    require_same(
-        {name: shape for name, (_, shape) in listed.items()},
-        {name: list(tensor.shape) for name, tensor in tensors.items()},
-        optional=(),
-        has="the manifest lists",
-    )
-    for name, tensor in tensors.items():
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype != listed[name][0]:
-            raise ValueError(f"{name} is {dtype}, the manifest says {listed[name][0]}")
-    return tensors
-
-
-def require_same(
-    expected: Mapping[str, list[int]],
-    found: Mapping[str, list[int]],
-    *,
-    optional: tuple[str, ...] = (HEAD,),
-    has: str = "the server's model has",
-) -> None:
-    """Raises ``ValueError`` unless names and shapes are equal; a tied head may be named or not."""
-    missing = sorted(expected.keys() - found.keys() - set(optional))
-    unknown = sorted(found.keys() - expected.keys() - set(optional))
-    if missing or unknown:
-        raise ValueError(
-            f"other tensors than {has}: {len(missing)} missing {missing[:3]}, "
-            f"{len(unknown)} unknown {unknown[:3]}"
-        )
-    wrong = [n for n in expected.keys() & found.keys() if list(expected[n]) != list(found[n])]
-    if wrong:
-        name = min(wrong)
-        raise ValueError(
-            f"{len(wrong)} tensors have other shapes than {has}, such as {name}: "
-            f"{found[name]}, not {expected[name]}; is it another base model?"
-        )
-
-
-def checkpoint_shapes(model: str, revision: str | None) -> Shapes | None:
-    """From the headers of a checkpoint's safetensors files; ``None`` where there are none."""
-    from safetensors import safe_open
-
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            # Already there, since the server has loaded it; nothing is downloaded here.
-            folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
-        except Exception:
-            return None
-    shapes: Shapes = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        if os.path.getsize(file) and not file.name.startswith("adapter"):
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
-                    shapes[name] = list(tensors.get_slice(name).get_shape())
-    return shapes or None
