@@ -10,11 +10,15 @@ from pathlib import Path
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, *, durable: bool = True) -> Iterator[Path]:
     """A folder to fill, which becomes ``target`` when the block ends without an exception.
 
     It lies beside ``target``, so that the rename stays on one file system, under a fixed name, so
     that what a killed process left there is cleared away; a run folder has one writer.
+
+    Args:
+        durable: also if the machine loses its power; waits for the disk. Without it, for what
+            another process reads now and nobody later.
     """
     staging, old = _beside(target, "tmp"), _beside(target, "old")
     shutil.rmtree(staging, ignore_errors=True)
@@ -23,14 +27,16 @@ def staged_folder(target: Path) -> Iterator[Path]:
         old.rename(target)  # the process was killed between the two renames below
     try:
         yield staging
-        for path in sorted(staging.rglob("*")):
-            _sync(path)
-        _sync(staging)
+        if durable:
+            for path in sorted(staging.rglob("*")):
+                _sync(path)
+            _sync(staging)
         _replace_folder(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    _sync(target.parent)
+    if durable:
+        _sync(target.parent)
 
 
 @contextmanager

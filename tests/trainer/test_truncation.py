@@ -109,19 +109,23 @@ class OtherWeights(HFGenerator):
         return update.policy_version
 
 
+def require_found(make_run: MakeRun, generator: HFGenerator, sampling: dict[str, Any]) -> None:
+    with pytest.raises(SyncError, match="disagree about the same tokens"):
+        go(
+            make_run,
+            sampling=sampling,
+            generator=generator,
+            optimizer={"learning_rate": 0.05},
+            train={"steps": 5, "max_sampler_mismatch": 0.001},
+        )
+
+
 @pytest.mark.parametrize("generator", [OtherTemperature, OtherWeights, Processed])
 @pytest.mark.parametrize("sampling", [{"top_p": 0.7}, {"top_k": 5}], ids=["top_p", "top_k"])
 def test_a_sampler_that_is_not_the_policy_is_found_under_truncation(
     make_run: MakeRun, generator: type[HFGenerator], sampling: dict[str, Any]
 ) -> None:
-    with pytest.raises(SyncError, match="disagree about the same tokens"):
-        go(
-            make_run,
-            sampling=sampling,
-            generator=generator(),
-            optimizer={"learning_rate": 0.05},
-            train={"steps": 5, "max_sampler_mismatch": 0.001},
-        )
+    require_found(make_run, generator(), sampling)
 
 
 @pytest.mark.parametrize("sampling", TRANSFORMS.values(), ids=TRANSFORMS)
@@ -219,14 +223,7 @@ class Cold(SaysSo, OtherTemperature):
 def test_the_canary_finds_a_sampler_that_is_not_the_policy(
     make_run: MakeRun, generator: type[HFGenerator], sampling: dict[str, Any]
 ) -> None:
-    with pytest.raises(SyncError, match="disagree about the same tokens"):
-        go(
-            make_run,
-            sampling=sampling,
-            generator=generator(),
-            optimizer={"learning_rate": 0.05},
-            train={"steps": 5, "max_sampler_mismatch": 0.001},
-        )
+    require_found(make_run, generator(), sampling)
 
 
 def test_without_a_bound_there_is_neither_canary_nor_comparison(make_run: MakeRun) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from grpo_core.errors import SyncError
 from grpo_core.policy import base_of
+from grpo_core.staging import staged_folder
 from grpo_generator_vllm_server.engine.grpo_vllm_adapter import MANIFEST
 from grpo_generator_vllm_server.engine.grpo_vllm_digest import digest
 from grpo_generator_vllm_server.weights import Sent, tied_and_adapted
@@ -76,19 +76,11 @@ def write_adapter(folder: Path, update: WeightUpdate) -> Sent:
     """
     if more := obstacle(update.model):
         raise SyncError(f"the policy's adapter alone is no longer all that is trained: {more}")
-    staging = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    with staged_folder(folder, durable=False) as staging:
         # "auto" would ask the Hub whether the vocabulary has grown.
         cast("Any", update.model).save_pretrained(staging, save_embedding_layers=False)
         manifest = adapter_manifest(folder.name, update)
         (staging / MANIFEST).write_text(json.dumps(manifest), "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return Sent(
         bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         tensors=len(manifest["tensors"]),

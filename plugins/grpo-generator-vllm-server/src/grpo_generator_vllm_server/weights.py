@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from grpo_core.errors import ConfigError, SyncError
 from grpo_core.policy import base_of
+from grpo_core.staging import staged_folder
 from grpo_generator_vllm_server.engine.grpo_vllm_digest import digest
 
 if TYPE_CHECKING:
@@ -111,12 +111,9 @@ def write_weights(folder: Path, update: WeightUpdate, dtype: str | None) -> Sent
     from safetensors.torch import save_file
 
     sent = Sent()
-    staging = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     listed: dict[str, tuple[str, list[int]]] = {}
     files: dict[str, int] = {}
-    try:
+    with staged_folder(folder, durable=False) as staging:
         for shard in _shards(sent_tensors(update, dtype, sent)):
             name = f"weights-{len(files):05d}.safetensors"
             save_file(shard, staging / name)
@@ -132,11 +129,6 @@ def write_weights(folder: Path, update: WeightUpdate, dtype: str | None) -> Sent
             "digests": sent.digests,
         }
         (staging / MANIFEST).write_text(json.dumps(manifest), "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return sent
 
 
