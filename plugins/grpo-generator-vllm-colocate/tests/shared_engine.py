@@ -25,7 +25,7 @@ from grpo_core.types import GenerateRequest, WeightUpdate
 from grpo_generator_vllm_colocate import VLLMColocateConfig, VLLMColocateGenerator, lockstep
 from grpo_generator_vllm_server import request as requests
 
-PEER_TIMEOUT = 8.0
+PEER_TIMEOUT = 20.0
 """Seconds; longer than two parts of an engine are apart on a busy machine."""
 LATE = PEER_TIMEOUT + 2
 

@@ -25,7 +25,7 @@ def trained(
         command += ["--nproc-per-node", str(processes)]
     command += [str(SCRIPT), str(output), json.dumps(options), str(lora_rank), how]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((output / "found.json").read_text())
 

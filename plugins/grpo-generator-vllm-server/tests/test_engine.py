@@ -182,7 +182,7 @@ def test_a_failed_push_leaves_the_server_paused_with_its_old_weights(
         with pytest.raises(SyncError, match=said):
             generator.sync(update(1))
         auth = {"authorization": f"Bearer {engine.plan.token}"}
-        paused = httpx.get(f"{engine.plan.url}/is_paused", headers=auth).json()
+        paused = httpx.get(f"{engine.plan.url}/is_paused", headers=auth, timeout=60).json()
         assert paused == {"is_paused": True}
         generator.close()
         generator = make_generator()
@@ -209,7 +209,7 @@ def test_another_run_on_the_same_server_is_noticed(
 def test_no_route_answers_without_the_token(engine: Launched) -> None:
     base = engine.plan.url
     auth = {"authorization": f"Bearer {engine.plan.token}"}
-    paths = httpx.get(f"{base}/openapi.json", headers=auth).json()["paths"]
+    paths = httpx.get(f"{base}/openapi.json", headers=auth, timeout=60).json()["paths"]
     routes = [(m.upper(), p) for p, methods in paths.items() for m in methods]
     routes += [("GET", "/docs"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/nothing")]
     routes += [("OPTIONS", "/v1/completions"), ("GET", "/health/../v1/models")]
@@ -217,12 +217,12 @@ def test_no_route_answers_without_the_token(engine: Launched) -> None:
     assert len(routes) > 30
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": engine.plan.token}):
         answers = {
-            (m, p): httpx.request(m, base + p, headers=headers, json={}).status_code
+            (m, p): httpx.request(m, base + p, headers=headers, json={}, timeout=60).status_code
             for m, p in routes
             if p != "/health"
         }
         assert set(answers.values()) == {401}, answers
-    assert httpx.get(f"{base}/health").status_code == 200
+    assert httpx.get(f"{base}/health", timeout=60).status_code == 200
     # The token is not in the processes' arguments, which every user of a machine can read.
     family = processes(engine)
     assert len(family) >= 3

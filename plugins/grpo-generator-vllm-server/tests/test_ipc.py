@@ -218,7 +218,7 @@ def test_a_trainer_that_dies_in_the_middle_leaves_a_paused_server_with_its_old_w
     assert "in the middle [{'opened': " in dead.stdout
     assert not left_in_shm(model.model.embed_tokens.weight)
     auth = {"authorization": f"Bearer {engine.plan.token}"}
-    with httpx.Client(base_url=engine.plan.url, headers=auth, timeout=20) as http:
+    with httpx.Client(base_url=engine.plan.url, headers=auth, timeout=60) as http:
         assert http.get("/is_paused").json() == {"is_paused": True}
         (held,) = http.post("/collective_rpc", json={"method": "grpo_held"}).json()["results"]
     assert (held["held"], held["broken"]) == (f"{first._run}.v0", None)
