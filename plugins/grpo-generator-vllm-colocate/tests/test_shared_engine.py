@@ -30,7 +30,7 @@ def launched(folder: Path, options: dict[str, Any], *scenarios: str) -> Any:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", str(SCRIPT), str(folder), json.dumps(options), *scenarios]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_failure_beside_the_sampling_ends_that_of_the_others(scenario, expecte
         kind, text, seconds = said
         assert (kind == "ValueError") == (rank == 1)
         assert "the tool broke" in text
-        assert seconds < 5
+        assert seconds < 15, "not at once, but after a time limit"
         assert again[0] == "PeerError"
         assert again[1].startswith("the ranks of this engine have stopped sampling")
         assert after == own(expected, rank)
@@ -149,7 +149,7 @@ def test_parts_with_different_weights_do_not_sample(scenario) -> None:
 def test_a_rank_that_does_not_come_is_given_up_in_time(scenario, expected) -> None:
     (first, after_0), (second, after_1) = scenario("comes_late")
     assert first[0] == second[0] == "PeerError"
-    assert "rank 0 has waited 8 s (generator.peer_timeout) for rank 1" in first[1]
+    assert "rank 0 has waited 20 s (generator.peer_timeout) for rank 1" in first[1]
     assert 8 <= first[2] < 12
     assert "rank 0 failed" in second[1], "it would have waited for the other inside vLLM"
     assert [after_0, after_1] == [own(expected, 0), own(expected, 1)]
