@@ -168,7 +168,7 @@ def test_closed_and_asked_again_in_one_process(scenario, expected) -> None:
 def test_a_failure_inside_vllm_ends_the_process_that_waits_there(killed) -> None:
     done, took = killed
     assert done.returncode != 0
-    assert took < 120
+    assert took < 300
     assert "rank 1 failed: EngineError: the vLLM engine of this process failed" in done.stderr
     assert "RuntimeError: CUDA out of memory" in done.stderr
     assert "has waited for it for 2 s within vLLM and cannot go on" in done.stderr
