@@ -14,6 +14,8 @@ from step_bench.report import PAGE, _between, _table
 
 LAST = 20
 COLOURS = {"hf": "#4c78a8", "vllm-server": "#f58518", "vllm-colocate": "#54a24b"}
+WIDTHS = {"hf": 1.0, "vllm-server": 2.5, "vllm-colocate": 1.0}
+"""The two on vLLM may lie on each other."""
 
 
 def curves(result: Path, page: Path = PAGE) -> None:
@@ -133,7 +135,7 @@ def _plot(runs: list[dict[str, Any]], path: Path) -> None:
                 axis.plot(
                     run["per_step"]["reward"],
                     color=COLOURS[generator],
-                    linewidth=1,
+                    linewidth=WIDTHS[generator],
                     alpha=0.8,
                     label=None if number else generator,
                 )
