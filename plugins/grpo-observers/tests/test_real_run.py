@@ -28,9 +28,12 @@ class Kill:
         self.store = context.run_dir.parent / "trackio" / "real.db"
 
     def written(self):
-        with sqlite3.connect(self.store, timeout=60) as store:
-            asked = "select count(*) from metrics where cast(metrics as text) like '%reward/mean%'"
-            return store.execute(asked).fetchone()[0]
+        asked = "select count(*) from metrics where cast(metrics as text) like '%reward/mean%'"
+        try:
+            with sqlite3.connect(self.store, timeout=60) as store:
+                return store.execute(asked).fetchone()[0]
+        except sqlite3.OperationalError:  # Trackio, in a thread of its own, has not made it yet
+            return 0
 
     @hookimpl
     def grpo_step_end(self, event):
