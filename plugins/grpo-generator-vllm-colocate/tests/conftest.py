@@ -21,9 +21,9 @@ from grpo_generator_vllm_colocate import VLLMColocateConfig, VLLMColocateGenerat
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
-@pytest.fixture(autouse=True)
-def _skipped_without_vllm(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("vllm") and importlib.util.find_spec("vllm") is None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Before any fixture, whatever its scope.
+    if item.get_closest_marker("vllm") and importlib.util.find_spec("vllm") is None:
         pytest.skip("vllm is not installed beside the trainer; `make colocate` has both")
 
 
