@@ -193,12 +193,10 @@ def adapter_engine(
         yield launched
 
 
-@pytest.fixture(scope="session")
-def spare_engine(
-    engine_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Launched]:
-    """A second one with the model of ``engine``, for the one test that kills it."""
-    with _running(engine_settings, tmp_path_factory.mktemp("spare")) as launched:
+@pytest.fixture
+def spare_engine(engine_settings: dict[str, Any], tmp_path: Path) -> Iterator[Launched]:
+    """Another one with the model of ``engine``, for a test that kills it."""
+    with _running(engine_settings, tmp_path / "spare") as launched:
         yield launched
 
 
