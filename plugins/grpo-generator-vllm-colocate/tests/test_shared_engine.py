@@ -150,7 +150,7 @@ def test_a_rank_that_does_not_come_is_given_up_in_time(scenario, expected) -> No
     (first, after_0), (second, after_1) = scenario("comes_late")
     assert first[0] == second[0] == "PeerError"
     assert "rank 0 has waited 20 s (generator.peer_timeout) for rank 1" in first[1]
-    assert 8 <= first[2] < 12
+    assert 20 <= first[2] < 60
     assert "rank 0 failed" in second[1], "it would have waited for the other inside vLLM"
     assert [after_0, after_1] == [own(expected, 0), own(expected, 1)]
 
