@@ -232,7 +232,7 @@ def until_sampling(until: Callable[..., bool]) -> Callable[..., None]:
     """``until_sampling(generator)``: its requests are on the servers and have some tokens. Hundreds
     more are still to come, which take many times as long as the wait."""
 
-    def wait(generator: Any, seconds: float = 1.0) -> None:
+    def wait(generator: Any, seconds: float = 0.4) -> None:
         assert until(lambda: all(member.gate.inside for member in generator._fleet.members))
         time.sleep(seconds)
 

