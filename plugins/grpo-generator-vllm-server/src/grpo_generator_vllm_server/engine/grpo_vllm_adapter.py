@@ -115,10 +115,7 @@ def pairs_of(
     for module, factor in scaling.items():
         a, b = (
             next(tensors[f"{module}.{name}"] for name in names if f"{module}.{name}" in tensors)
-            for names in (
-                ("lora_A.weight", "lora_embedding_A"),
-                ("lora_B.weight", "lora_embedding_B"),
-            )
+            for names in (_A, _B)
         )
         scaled = b.to(dtype)
         # As vLLM does it: in its own precision.
