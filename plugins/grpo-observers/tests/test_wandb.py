@@ -42,6 +42,8 @@ def parsed(folder: Path) -> Iterator[Any]:
             at += left
             continue
         _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        if len(data) < at + 7 + size:  # its process is in the middle of writing it
+            return
         whole += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # a whole record, or the last part of one
