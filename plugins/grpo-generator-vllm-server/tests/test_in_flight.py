@@ -102,14 +102,13 @@ def require_exact(
     return seen
 
 
-def require_mixed(seen: set[tuple[int, ...]], interrupted: float) -> None:
-    """Some completions have tokens of several versions, if syncs found any under way."""
-    if not interrupted:
-        pytest.skip("the engine had sampled everything before a sync reached it")
-    assert any(len(versions) > 1 for versions in seen), seen
+def once_interrupted(attempt: Callable[[], float]) -> None:
+    """Tries again while the engine had sampled everything before a sync reached it, as it may on
+    a machine that stops for seconds when others need it."""
+    assert any(attempt() for _ in range(5)), "no sync found anything under way"
 
 
-@pytest.mark.parametrize("way", ["file", "broadcast", "adapter"])
+@pytest.mark.parametrize("way", ["file", "broadcast", "ipc", "adapter"])
 def test_completions_go_on_under_new_weights_and_say_which_token_is_whose(
     make_generator,
     load_policy,
@@ -123,35 +122,37 @@ def test_completions_go_on_under_new_weights_and_say_which_token_is_whose(
     server = adapter_engine if way == "adapter" else engine
     lora = {"lora_rank": 8, "folder": Path(server.plan.model)} if way == "adapter" else {}
     model, update = load_policy(**lora)
-    models: dict[int, Any] = {}
-    interrupted = 0.0
+    models = {0: deepcopy(model)}
     generator = make_generator(server, sync=way)
     assert generator.samples_apart
     assert generator.syncs_in_flight
-    for version in (0, 1, 2):
-        if version == 0:
-            models[0] = deepcopy(model)
-            assert generator.sync(update(0)) == 0
-            # Two threads, as training and evaluation may be.
-            requests = [long_request(), long_request(step=1, seed=8, group_size=3)]
-            threads = [Sampled(generator, request) for request in requests]
-        else:
-            if not any(thread.is_alive() for thread in threads):
-                break
-            until_sampling(generator)
-            models[version] = deepcopy(model)
-            assert generator.sync(update(version)) == version
-            interrupted += generator.metrics()["sync/interrupted"]
-        move(model, "lora_" if lora else "")
-    seen = set()
-    for thread, request in zip(threads, requests, strict=True):
-        seen |= require_exact(models, request, thread.groups())
-        for group in thread.found:
-            for completion in group.completions_G:
-                assert len(completion.token_ids) == 800
-                assert completion.finish_reason == "length"
-    # Some began under the first weights and ended under the last.
-    require_mixed(seen, interrupted)
+    assert generator.sync(update(0)) == 0
+
+    def attempt() -> float:
+        interrupted = 0.0
+        # Two threads, as training and evaluation may be.
+        requests = [long_request(), long_request(step=1, seed=8, group_size=3)]
+        threads = [Sampled(generator, request) for request in requests]
+        for _ in range(2):
+            if any(thread.is_alive() for thread in threads):
+                until_sampling(generator)
+                move(model, "lora_" if lora else "")
+                version = len(models)
+                models[version] = deepcopy(model)
+                assert generator.sync(update(version)) == version
+                interrupted += generator.metrics()["sync/interrupted"]
+        seen = set()
+        for thread, request in zip(threads, requests, strict=True):
+            seen |= require_exact(models, request, thread.groups())
+            for group in thread.found:
+                for completion in group.completions_G:
+                    assert len(completion.token_ids) == 800
+                    assert completion.finish_reason == "length"
+        # Some began under the first weights and ended under the last.
+        assert any(len(versions) > 1 for versions in seen) or not interrupted
+        return interrupted
+
+    once_interrupted(attempt)
     # Afterwards everything is the newest, and says so once.
     (group,) = generator.generate(long_request(prompt_ids_P=((9, 8),), sampling={"max_tokens": 8}))
     assert group.policy_version == max(models)
@@ -165,65 +166,69 @@ def test_turns_go_on_under_new_weights_and_later_ones_begin_under_them(
     generator = make_generator(sync="file")
     generator.sync(update(0))
     models = {0: deepcopy(model)}
-    interrupted = 0.0
 
     def turn(prompt: tuple[int, ...], key: int, number: int) -> Turn:
         return Turn(prompt_ids=prompt, key=key, sample=0, number=number, max_tokens=300)
 
-    ready, found = [turn((10 + key, 20, 30), key, 0) for key in range(4)], []
+    def attempt() -> float:
+        first, interrupted = max(models), 0.0
+        ready, found = [turn((10 + key, 20, 30), key, 0) for key in range(4)], []
 
-    def take(wait: bool) -> list[Turn]:
-        handed, ready[:] = list(ready), []
-        return handed
+        def take(wait: bool) -> list[Turn]:
+            handed, ready[:] = list(ready), []
+            return handed
 
-    request = TurnRequest(
-        step=0,
-        seed=7,
-        group_size=1,
-        rollouts=4,
-        longest=1000,
-        sampling=long_request().sampling,
-        eos_token_ids=(),
-        take=take,
-    )
-
-    def consume() -> None:
-        for one in generator.sample_turns(request):
-            found.append(one)
-            if one.turn.number < 2:
-                said = (*one.turn.prompt_ids, *one.completion.token_ids, 40, 41)
-                ready.append(turn(said, one.turn.key, one.turn.number + 1))
-
-    thread = threading.Thread(target=consume, daemon=True)
-    thread.start()
-    # As often as there is time for: what a sync takes beside a busy engine depends on the machine.
-    for version in range(1, 9):
-        thread.join(0.2)
-        if not thread.is_alive():
-            break
-        move(model)
-        models[version] = deepcopy(model)
-        assert generator.sync(update(version)) == version
-        interrupted += generator.metrics()["sync/interrupted"]
-    thread.join(300)
-    assert sorted((one.turn.key, one.turn.number) for one in found) == [
-        (key, number) for key in range(4) for number in range(3)
-    ]
-    asked = long_request(
-        prompt_ids_P=tuple(one.turn.prompt_ids for one in found),
-        group_size=1,
-        sampling={"max_tokens": 400},
-    )
-    groups = [
-        GeneratedGroup(
-            index=index, completions_G=(one.completion,), policy_version=one.policy_version
+        request = TurnRequest(
+            step=0,
+            seed=7,
+            group_size=1,
+            rollouts=4,
+            longest=1000,
+            sampling=long_request().sampling,
+            eos_token_ids=(),
+            take=take,
         )
-        for index, one in enumerate(found)
-    ]
-    seen = require_exact(models, asked, groups)
-    require_mixed(seen, interrupted)
-    last = [max(versions_of(g, g.completions_G[0])) for g in groups if found[g.index].turn.number]
-    assert max(last) > 0 or not interrupted
+
+        def consume() -> None:
+            for one in generator.sample_turns(request):
+                found.append(one)
+                if one.turn.number < 2:
+                    said = (*one.turn.prompt_ids, *one.completion.token_ids, 40, 41)
+                    ready.append(turn(said, one.turn.key, one.turn.number + 1))
+
+        thread = threading.Thread(target=consume, daemon=True)
+        thread.start()
+        for _ in range(8):
+            thread.join(0.2)
+            if thread.is_alive():
+                move(model)
+                version = len(models)
+                models[version] = deepcopy(model)
+                assert generator.sync(update(version)) == version
+                interrupted += generator.metrics()["sync/interrupted"]
+        thread.join(300)
+        assert sorted((one.turn.key, one.turn.number) for one in found) == [
+            (key, number) for key in range(4) for number in range(3)
+        ]
+        asked = long_request(
+            prompt_ids_P=tuple(one.turn.prompt_ids for one in found),
+            group_size=1,
+            sampling={"max_tokens": 400},
+        )
+        groups = [
+            GeneratedGroup(
+                index=index, completions_G=(one.completion,), policy_version=one.policy_version
+            )
+            for index, one in enumerate(found)
+        ]
+        seen = require_exact(models, asked, groups)
+        if interrupted:
+            assert any(len(versions) > 1 for versions in seen), seen
+            later = (g for g in groups if found[g.index].turn.number)
+            assert max(max(versions_of(g, g.completions_G[0])) for g in later) > first
+        return interrupted
+
+    once_interrupted(attempt)
 
 
 def test_closing_ends_what_other_threads_sample(
