@@ -23,7 +23,8 @@ class FakeServer:
 
     def __init__(self, token: str | None = None) -> None:
         self.token = token
-        self.instance = "first"
+        self.instance: str | None = "first"
+        self.workers = 1
         self.version = "0.32.0"
         self.logprobs_mode = "processed_logprobs"
         self.extension = True
@@ -72,7 +73,7 @@ class FakeServer:
                 data = found if isinstance(found, bytes) else json.dumps(found).encode()
                 self.send_response(status)
                 self.send_header("content-length", str(len(data)))
-                if status != 401:
+                if status != 401 and outer.instance is not None:
                     self.send_header("x-grpo-instance", outer.instance)
                 with contextlib.suppress(ConnectionError):  # whoever asked may be gone
                     self.end_headers()
@@ -109,6 +110,7 @@ class FakeServer:
             "/pause": {"status": "paused"},
             "/resume": {"status": "resumed"},
             "/reset_prefix_cache": {"success": True},
+            "/get_world_size": {"world_size": self.workers},
             "/weight_info": {"weight_version": self.weight_version},
         }
         if path in simple:

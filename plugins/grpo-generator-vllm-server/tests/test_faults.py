@@ -284,6 +284,8 @@ def test_syncs_in_flight_lose_and_repeat_no_prompt(servers, make_generator, upda
         ({"version": "of today"}, "no version"),
         ({"logprobs_mode": "raw_logprobs"}, "leave out the temperature"),
         ({"extension": False}, "without the worker extension"),
+        ({"instance": None}, "does not say which process answers"),
+        ({"workers": 2}, "has 2 workers, of which 1 answer"),
     ],
 )
 def test_first_contact_says_what_does_not_fit(

@@ -177,6 +177,13 @@ def test_a_server_that_computes_otherwise(odd_engine, make_generator, load_polic
         make_generator(odd_engine, sync="file").sync(load_policy()[1](0))
 
 
+def test_engines_that_do_not_answer(start_engine, make_generator, load_policy, client) -> None:
+    with start_engine(args=("--data-parallel-size", "2")) as launched:
+        assert len(client(launched).rpc("grpo_held", seconds=60)) == 1
+        with pytest.raises(ConfigError, match="has 2 workers, of which 1 answer"):
+            make_generator(launched, sync="file").sync(load_policy()[1](0))
+
+
 def test_what_is_compared_is_there_to_compare(engine, make_generator, load_policy, client) -> None:
     """A comparison of settings that neither side names would pass anything."""
     model, _ = load_policy()

@@ -10,7 +10,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from grpo_core.errors import ConfigError
-from grpo_generator_vllm_server.client import QUICK_SECONDS
+from grpo_generator_vllm_server.client import INSTANCE_HEADER, QUICK_SECONDS
 from grpo_generator_vllm_server.errors import RequestRefusedError, ServerDownError, ServerLostError
 from grpo_generator_vllm_server.likeness import require_alike
 from grpo_generator_vllm_server.sync import Facts
@@ -30,9 +30,9 @@ def first_contact(server: Server, versions: str, policys: Mapping[str, Any]) -> 
         policys: its configuration; see ``likeness.config_of``.
 
     Raises:
-        ConfigError: it is no vLLM, of another version, reports other log-probs than those that it
-            samples by, computes otherwise than the policy, or was started without what weight
-            updates need.
+        ConfigError: it is no vLLM, of another version, answers for some of its workers only,
+            reports other log-probs than those that it samples by, computes otherwise than the
+            policy, or was started without what weight updates need.
         ServerError: it cannot be reached, or refuses the token.
     """
     try:
@@ -64,6 +64,7 @@ def first_contact(server: Server, versions: str, policys: Mapping[str, Any]) -> 
         raise ConfigError(
             f"{server} was started without the worker extension that checks weights; {HOW_TO_START}"
         )
+    require_all_heard(server, len(workers))
     facts = workers[0]
     if facts["logprobs_mode"] != "processed_logprobs":
         raise ConfigError(
@@ -94,6 +95,24 @@ def first_contact(server: Server, versions: str, policys: Mapping[str, Any]) -> 
         lora_rank=int(facts["lora_rank"]),
         device=str(facts["device"]),
     )
+
+
+def require_all_heard(server: Server, heard: int) -> None:
+    """Raises ``ConfigError`` unless one process answers, and every worker behind it."""
+    if server.seen_instance is None:
+        raise ConfigError(
+            f"{server} does not say which process answers, so one that has other weights would not "
+            "be noticed: it was started without the middleware that guards it, or a proxy removes "
+            f"the header {INSTANCE_HEADER}; {HOW_TO_START}"
+        )
+    workers = server.get("/get_world_size").get("world_size")
+    if workers != heard:
+        raise ConfigError(
+            f"{server} has {workers} workers, of which {heard} answer: with data parallelism vLLM "
+            "asks its first engine only, and weights that do not reach the others would not be "
+            "noticed. Start as many servers in place of --data-parallel-size (`grpo serve "
+            "--replicas`), and name them all in generator.urls"
+        )
 
 
 def require_version(server: object, said: str, versions: str) -> None:
