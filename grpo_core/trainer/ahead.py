@@ -66,8 +66,16 @@ class Ahead:
 
     def rollouts(self, step: int) -> list[Rollout]:
         """Those of a step, while those ahead of it are sampled; the weights have been synced."""
-        self._begin(step)
+        settings = self._run.settings
+        # Further rounds of this step come before the next one: generators whose weights cannot
+        # change while they sample need not serve two threads at once either.
+        waits = settings.dynamic_sampling is not None and not settings.ahead_in_flight
+        self._begin(step, step if waits else step + settings.ahead_steps)
         return self._take(step)
+
+    def go_on(self, step: int) -> None:
+        """Sample ahead of a step that has all its rollouts, unless that is being done already."""
+        self._begin(step + 1, step + self._run.settings.ahead_steps)
 
     def state(self, steps_done: int) -> list[dict[str, Any]]:
         """What has been sampled for steps that are not done; the rest is sampled when the run
@@ -109,11 +117,11 @@ class Ahead:
                     *(self._run.label("generator"), PATIENCE),
                 )
 
-    def _begin(self, step: int) -> None:
-        """Start to sample this step, if that has not been done, and those ahead of it."""
+    def _begin(self, first: int, last: int) -> None:
+        """Start to sample these steps, but for those that have been started."""
         settings = self._run.settings
-        last = min(step + settings.ahead_steps, settings.steps - 1)
-        wanted = [n for n in range(step, last + 1) if n not in self._batches]
+        last = min(last, settings.steps - 1)
+        wanted = [n for n in range(first, last + 1) if n not in self._batches]
         if not wanted:
             return
         # Prompts are drawn and encoded here: neither is safe in two threads at once.

@@ -145,11 +145,6 @@ def _ahead(run: Run) -> list[str]:
             f"train.ahead_in_flight is set, but {run.label('generator')} cannot take new weights "
             "while it samples (syncs_in_flight); set it to false"
         )
-    if run.settings.dynamic_sampling is not None:
-        found.append(
-            "train.schedule is ahead and train.dynamic_sampling is set: further rounds would have "
-            "to wait for the sampling of the next step; use one of them"
-        )
     return found
 
 

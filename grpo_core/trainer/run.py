@@ -218,7 +218,10 @@ class Run:
         self, step: int, rollouts: Sequence[Rollout], scored: ScoredRollouts
     ) -> tuple[list[Rollout], ScoredRollouts]:
         """Others in place of groups without signal, if ``train.dynamic_sampling`` asks for it."""
-        return resample(self, step, rollouts, scored)
+        found = resample(self, step, rollouts, scored)
+        if self.settings.schedule == "ahead":
+            self.ahead.go_on(step)
+        return found
 
     def advantages(
         self, step: int, rollouts: Sequence[Rollout], scored: ScoredRollouts

@@ -147,6 +147,51 @@ def test_a_copy_has_the_policys_weights_and_keeps_them(
     assert max(step["ratio/max"] for step in history) > 1.1
 
 
+def seldom(completion_ids: Any, **_: Any) -> list[float]:
+    """So that many groups have no signal."""
+    return [float(sum(ids) % 4 == 0) for ids in completion_ids]
+
+
+class OneAtATime(HFGenerator):
+    """Fails when two threads sample at once, which a generator need not bear."""
+
+    def __init__(self, delay: float) -> None:
+        super().__init__(HFConfig(device="cpu"))
+        self._delay = delay
+        self._sampling = threading.Lock()
+
+    def generate(self, request: GenerateRequest) -> Iterator[GeneratedGroup]:
+        assert self._sampling.acquire(blocking=False), "sampled by two threads at once"
+        try:
+            time.sleep(self._delay)
+            yield from super().generate(request)
+        finally:
+            self._sampling.release()
+
+
+def test_further_rounds_come_from_the_weights_of_now_and_before_the_next_step(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    found = []
+    for delay in (0.0, 0.2):
+        run, recorder = recorded(
+            make_run,
+            generator=OneAtATime(delay),
+            rewards=[seldom],
+            output=tmp_path / str(delay),
+            train={"steps": 5, "prompts_per_step": 3, "dynamic_sampling": {"max_rounds": 4}},
+        )
+        history = train(run).history
+        assert max(step["sampling/rounds"] for step in history[1:]) > 1
+        found.append([[r.token_ids for r in rollouts] for rollouts in recorder.rollouts])
+        for step, rollouts in enumerate(recorder.rollouts):
+            ahead = {r.policy_version for r in rollouts if r.group < 3}
+            fresh = {r.policy_version for r in rollouts if r.group >= 3}
+            assert ahead == {max(0, step - 1)}
+            assert fresh <= {step}
+    assert found[0] == found[1]
+
+
 class SyncsOnce(HFGenerator):
     """Says that it holds what it was given."""
 
@@ -268,16 +313,22 @@ class TokenByToken:
 IN_FLIGHT = {"steps": 5, "ahead_steps": 2, "ahead_in_flight": True, "group_size": 2}
 
 
-def test_weights_change_in_flight_and_every_token_knows_its_own(make_run: MakeRun) -> None:
+@pytest.mark.parametrize("dynamic", [None, {"max_rounds": 3}], ids=["plain", "dynamic"])
+def test_weights_change_in_flight_and_every_token_knows_its_own(
+    make_run: MakeRun, dynamic: dict[str, int] | None
+) -> None:
     run, recorder = recorded(
         make_run,
         generator=TokenByToken(pause=0.002),
-        train=IN_FLIGHT,
+        rewards=[seldom],
+        train={**IN_FLIGHT, "dynamic_sampling": dynamic},
         optimizer={"learning_rate": 0.02},
     )
     history = train(run).history
+    assert dynamic is None or max(step["sampling/rounds"] for step in history) > 1
     rollouts = [r for step in recorder.rollouts for r in step]
-    assert any(len(r.spans) > 1 for r in rollouts)
+    # Further rounds take the time in which weights could have changed under the next steps.
+    assert dynamic or any(len(r.spans) > 1 for r in rollouts)
     assert all(step["sampling/staleness/max"] <= 2 for step in history)
     other = make_run(train={**AHEAD, "schedule": "synchronous"})
     other.policy.prepare(optimizer_steps=1, temperature=1.0, tokens_per_microbatch=1000)
@@ -328,7 +379,6 @@ def test_asynchronous_runs_resume_without_a_prompt_skipped_or_repeated(
     [
         ({"generator": HFGenerator()}, "no weights of its own"),
         ({"train": {"ahead_in_flight": True}}, "cannot take new weights while it samples"),
-        ({"train": {"dynamic_sampling": {"max_rounds": 3}}}, "further rounds would have to wait"),
         ({"loss": Dapo(DapoConfig()), "loss_needs": frozenset()}, "takes no ratio"),
     ],
 )
