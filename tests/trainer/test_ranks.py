@@ -39,7 +39,13 @@ def launch(
 
 @pytest.mark.parametrize(
     ("loss", "dynamic"),
-    [("plain", None), ("plain", {"max_rounds": 6}), ("terms", None), ("ahead", None)],
+    [
+        ("plain", None),
+        ("plain", {"max_rounds": 6}),
+        ("terms", None),
+        ("ahead", None),
+        ("ahead", {"max_rounds": 6}),
+    ],
 )
 def test_two_processes_equal_one(
     tiny_model: Path, tmp_path: Path, loss: str, dynamic: dict[str, int] | None
