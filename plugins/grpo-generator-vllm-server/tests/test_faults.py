@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 
 from grpo_core.errors import ConfigError, DataError, SyncError
@@ -339,6 +341,26 @@ def test_a_missing_or_wrong_token_is_said_and_the_right_one_is_used(
     (tmp_path / "token").write_text("right-token\n")
     generator = make_generator(server, token_file=str(tmp_path / "token"))
     assert generator.sync(update(0)) == 0
+
+
+def test_a_private_authority_is_trusted_where_it_is_given(
+    fake_servers, make_generator, update, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    (server,) = fake_servers(1, tls=tls)
+    given = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(given))
+    assert make_generator(server, ca_file=str(given)).sync(update(0)) == 0
+    trustme.CA().cert_pem.write_to_path(str(given))
+    for ca_file in (None, str(given)):
+        with pytest.raises(NoServerLeftError, match=r"signed it \(generator.ca_file\)"):
+            make_generator(server, ca_file=ca_file).sync(update(0))
+    given.write_text("nothing of the kind")
+    for path in (given, tmp_path / "missing.pem"):
+        with pytest.raises(ConfigError, match="is no PEM file with certificates"):
+            make_generator(server, ca_file=str(path)).sync(update(0))
 
 
 def test_a_server_that_is_not_there(make_generator, update) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import threading
 import weakref
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx2 as httpx
 
+from grpo_core.errors import ConfigError
 from grpo_generator_vllm_server.errors import (
     BadAnswerError,
     RequestRefusedError,
@@ -37,9 +39,20 @@ class Server:
         url: without a trailing slash.
         token: sent as a bearer token with every call; ``None`` sends none.
         connect_seconds: longest wait for a connection.
+        ca_file: PEM file with the authorities to trust; ``None`` is the public ones.
+
+    Raises:
+        ConfigError: there is no such file, or no certificates are in it.
     """
 
-    def __init__(self, url: str, token: str | None, *, connect_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        *,
+        connect_seconds: float = 10.0,
+        ca_file: str | None = None,
+    ) -> None:
         self.url = url
         self._connect_seconds = connect_seconds
         headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -47,6 +60,7 @@ class Server:
         self._http = httpx.Client(
             base_url=url,
             headers=headers,
+            verify=True if ca_file is None else _trusting(ca_file),
             trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
@@ -149,6 +163,8 @@ class Server:
             raise ServerHungError(f"{self}: {path} gave no answer within {seconds:g} s") from error
         except httpx.HTTPError as error:
             what = str(error) or type(error).__name__
+            if "CERTIFICATE_VERIFY_FAILED" in what:
+                what += "; give the authority that has signed it (generator.ca_file)"
             raise ServerDownError(f"{self}: {path} cannot be reached: {what}") from error
         except RuntimeError as error:  # httpx2: the client has been closed in the meantime
             raise ServerDownError(f"{self}: {path}: {error}") from error
@@ -185,6 +201,15 @@ class Server:
 
     def _timeout(self, seconds: float) -> httpx.Timeout:
         return httpx.Timeout(seconds, connect=min(self._connect_seconds, seconds))
+
+
+def _trusting(ca_file: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # what ssl raises for contents is one, too
+        raise ConfigError(
+            f"generator.ca_file {ca_file!r} is no PEM file with certificates: {error}"
+        ) from error
 
 
 def _message(response: httpx.Response) -> str:

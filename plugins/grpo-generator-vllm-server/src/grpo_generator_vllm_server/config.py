@@ -87,6 +87,11 @@ class VLLMServerConfig(Settings):
     token_file: str | None = Field(
         None, description="File with the bearer token, in place of the environment variable."
     )
+    ca_file: str | None = Field(
+        None,
+        description="PEM file with the authorities that https addresses are checked against; null "
+        "is the public ones.",
+    )
     versions: str = Field(
         ">=0.32,<0.33",
         description="Versions of vLLM that are accepted; the default are those tested.",

@@ -307,9 +307,12 @@ class VLLMServerGenerator:
             launched.wait_ready(member.server)
 
     def _connect(self, urls: tuple[str, ...], token: str | None) -> None:
-        seconds = self._config.connect_seconds
+        config = self._config
+        server = partial(
+            Server, token=token, connect_seconds=config.connect_seconds, ca_file=config.ca_file
+        )
         self._fleet = Fleet(
-            members=[Member(Server(url, token, connect_seconds=seconds)) for url in urls],
+            members=[Member(server(url)) for url in urls],
             at_once=self._config.requests_at_once,
             attempts=self._config.attempts,
             revive=self._revive,
