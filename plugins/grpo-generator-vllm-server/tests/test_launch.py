@@ -72,10 +72,22 @@ def test_the_token_is_in_the_environment_and_not_in_the_arguments(make_plan, mon
     assert "--generation-config vllm" in words
 
 
-@pytest.mark.parametrize("args", [("--host=0.0.0.0",), ("--api_key", "x"), ("--middleware", "a")])
-def test_args_cannot_undo_what_is_safe(make_plan, args: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="must not give"):
+@pytest.mark.parametrize(
+    ("args", "instead"),
+    [
+        (("--host=0.0.0.0",), "option of that name"),
+        (("--hos", "0.0.0.0"), "option of that name"),
+        (("--api_key", "x"), "option of that name"),
+        (("--middleware", "a"), "option of that name"),
+        (("--max-num-seqs", "4", "--ssl-certfile", "a.pem"), "TLS proxy"),
+        (("--data-parallel-size", "2"), "Use replicas"),
+    ],
+)
+def test_args_cannot_undo_what_is_safe(make_plan, args: tuple[str, ...], instead: str) -> None:
+    with pytest.raises(ConfigError, match=f"must not give --.*{instead}"):
         make_plan(args=args).arguments()
+    kept = ("--max-model-len", "64", "--hf-overrides", "{}")
+    assert make_plan(args=kept).arguments()[-4:] == list(kept)
 
 
 def test_adapters_get_room(make_plan) -> None:

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from grpo_core.errors import ConfigError, SyncError
-from grpo_generator_vllm_server import VLLMServerGenerator, generator, likeness
+from grpo_generator_vllm_server import VLLMServerGenerator, generator, launch, likeness
 from grpo_generator_vllm_server.client import Server
 from grpo_generator_vllm_server.launch import Launched
 
@@ -177,7 +177,10 @@ def test_a_server_that_computes_otherwise(odd_engine, make_generator, load_polic
         make_generator(odd_engine, sync="file").sync(load_policy()[1](0))
 
 
-def test_engines_that_do_not_answer(start_engine, make_generator, load_policy, client) -> None:
+def test_engines_that_do_not_answer(
+    start_engine, make_generator, load_policy, client, monkeypatch
+) -> None:
+    monkeypatch.setattr(launch, "REFUSED", {})
     with start_engine(args=("--data-parallel-size", "2")) as launched:
         assert len(client(launched).rpc("grpo_held", seconds=60)) == 1
         with pytest.raises(ConfigError, match="has 2 workers, of which 1 answer"):

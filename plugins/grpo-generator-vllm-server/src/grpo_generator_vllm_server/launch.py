@@ -35,7 +35,12 @@ OURS = (
     *("--api-key", "--host", "--port", "--middleware", "--worker-extension-cls", "--model"),
     *("--served-model-name", "--logprobs-mode", "--generation-config", "--uds", "--root-path"),
 )
-"""What `args` must not change: who may do what, and what log-probs mean."""
+REFUSED = {
+    **dict.fromkeys(OURS, "grpo serve sets it. Use the option of that name where there is one"),
+    "--ssl-certfile": "runs speak HTTP to what is started here. Put a TLS proxy before it",
+    "--data-parallel-size": "vLLM asks only the first engine what it holds. Use replicas",
+}
+"""What `args` must not change: who may do what, what log-probs mean, who answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +71,17 @@ class Plan:
             on_cpu: whether it is vLLM built for CPUs.
 
         Raises:
-            ConfigError: ``args`` names an option that decides who may do what.
+            ConfigError: ``args`` has an option of ``REFUSED``.
         """
         s = self.settings
-        named = [a.partition("=")[0] for a in s.args]
-        taken = [a for a in named if a.replace("_", "-") in OURS]
-        if taken:
-            raise ConfigError(
-                f"generator.launch.args must not give {taken[0]}: grpo serve sets it. "
-                "Use the option of that name where there is one"
-            )
+        for given in s.args:
+            name = given.partition("=")[0].replace("_", "-")
+            # vLLM also takes the beginning of a name (`--hos 0.0.0.0`).
+            meant = [o for o in REFUSED if name.startswith("--") and o.startswith(name)]
+            if meant and name != "--":
+                raise ConfigError(
+                    f"generator.launch.args must not give {given}: {REFUSED[meant[0]]}"
+                )
         found = [
             *("--model", self.model, "--served-model-name", "policy"),
             *("--host", s.host, "--port", str(self.port)),
