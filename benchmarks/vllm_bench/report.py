@@ -71,6 +71,29 @@ def throughput(result: Path, page: Path = PAGE) -> None:
     page.write_text(text, "utf-8")
 
 
+def throughput_colocated(result: Path, page: Path = PAGE) -> None:
+    """Rewrite the table of engines in the trainer's process."""
+    found = json.loads(result.read_text("utf-8"))
+    summary = found["summary"]
+    rows = [
+        (
+            label,
+            f"{summary[side]['tokens_per_second']:.0f}",
+            *(f"{summary[side][c]:.2f}" for c in ("wall", "cpu")),
+        )
+        for side, label in (("trl", f"TRL {found['trl']}"), ("ours", "`vllm-colocate`"))
+    ]
+    ratios = summary["trl_by_ours"]
+    rows.append(("TRL / here", "", *(_ratio(ratios[c]) for c in ratios)))
+    lines = [
+        *_table(("", "tokens/s", "wall, s", "CPU, s"), rows),
+        "",
+        f"The same batches, {len(found['rounds'])} rounds, {found['machine']['cpu']}.",
+    ]
+    text = _between(page.read_text("utf-8"), "vllm-throughput-colocate", "\n".join(lines))
+    page.write_text(text, "utf-8")
+
+
 def _ratio(found: dict[str, float]) -> str:
     return f"{found['median']:.2f} ({found['least']:.2f} to {found['most']:.2f})"
 

@@ -1,4 +1,5 @@
-"""Both sides of the comparison: a server each, with the same engine and the same settings."""
+"""Both sides of the comparison, with the same engine and the same settings: a server each, or an
+engine each in a process that samples and does nothing else."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from grpo_generator_vllm_server import VLLMServerConfig, VLLMServerGenerator
 from grpo_generator_vllm_server.launch import choose_ports
 
 CLIENT = Path(__file__).with_name("trl_client.py")
+COLOCATED = Path(__file__).with_name("colocated.py")
 START_SECONDS = 300
 SMALL = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 """One thread, and no compiler, whose start costs more than it gains with a small model."""
@@ -113,11 +115,12 @@ class Ours:
             sampling=SamplingParams(max_tokens=workload.max_tokens),
             eos_token_ids=(),
         )
+        before = self.server.cpu()
         cpu, wall = time.process_time(), time.perf_counter()
         groups = list(self._generator.generate(request))
         spent = {"wall": time.perf_counter() - wall, "client_cpu": time.process_time() - cpu}
         tokens = sum(len(c.token_ids) for group in groups for c in group.completions_G)
-        return {**spent, "tokens": tokens}
+        return {**spent, "server_cpu": self.server.cpu() - before, "tokens": tokens}
 
     def close(self) -> None:
         self._generator.close()
@@ -152,7 +155,7 @@ class Theirs:
                 stderr=(folder / "trl-client.log").open("w"),
                 text=True,
             )
-            self.facts = self._answer()
+            self.facts = answered(self._client)
         except BaseException:
             self._end_server()
             raise
@@ -171,23 +174,9 @@ class Theirs:
 
     def sample(self, number: int) -> dict[str, float]:
         """Figures of one batch."""
-        workload = self._workload
-        asked = {
-            "prompts": workload.batch(number),
-            "group_size": workload.group_size,
-            "max_tokens": workload.max_tokens,
-        }
-        assert self._client.stdin is not None
-        self._client.stdin.write(json.dumps(asked) + "\n")
-        self._client.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self._client.stdout is not None
-        line = self._client.stdout.readline()
-        if not line:
-            raise SystemExit("TRL's client has ended; see trl-client.log")
-        return json.loads(line)
+        before = self.server.cpu()
+        found = asked(self._client, self._workload, number)
+        return {**found, "server_cpu": self.server.cpu() - before}
 
     def close(self) -> None:
         assert self._client.stdin is not None
@@ -203,6 +192,58 @@ class Theirs:
         _, left = psutil.wait_procs(family, timeout=10)
         for process in left:
             process.kill()
+
+
+class Colocated:
+    """A process with an engine in it; see ``colocated.py``. ``side`` is ``ours`` or ``trl``."""
+
+    def __init__(self, side: str, model: Path, workload: Workload, python: str) -> None:
+        # Both take vLLM's own default of what keys and values get, which this sets on a CPU.
+        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        sequences = str(workload.prompts * workload.group_size)
+        self._workload = workload
+        self._process = subprocess.Popen(
+            [python, str(COLOCATED), side, str(model), sequences],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def sample(self, number: int) -> dict[str, float]:
+        """Figures of one batch; the first makes the engine."""
+        return asked(self._process, self._workload, number)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def asked(process: subprocess.Popen[str], workload: Workload, number: int) -> dict[str, float]:
+    """Have a process sample a batch; its figures."""
+    batch = {
+        "number": number,
+        "prompts": workload.batch(number),
+        "group_size": workload.group_size,
+        "max_tokens": workload.max_tokens,
+        "max_model_len": workload.prompt_tokens[1] + workload.max_tokens,
+    }
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(batch) + "\n")
+    process.stdin.flush()
+    found: dict[str, float] = answered(process)
+    return found
+
+
+def answered(process: subprocess.Popen[str]) -> Any:
+    """The next line that a process says."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"{process.args} has ended; what it said is above, or in trl-client.log")
+    return json.loads(line)
 
 
 @contextmanager

@@ -123,8 +123,9 @@ def _as_answer(output: Any, held: Held) -> dict[str, Any]:
     choices = []
     for one in output.outputs:
         ids = list(one.token_ids)
-        found = zip(ids, one.logprobs or (), strict=False)
-        logprobs = [at[i].logprob if i in at else None for i, at in found]
+        flat = one.logprobs
+        # Of each position the sampled token's alone, or they are of something else.
+        logprobs = list(flat.logprobs) if flat is not None and flat.token_ids == ids else []
         choices.append(
             {
                 "index": one.index,

@@ -122,6 +122,8 @@ class Engine:
                         **more,
                         # Text is needed only to look for stop strings in it.
                         detokenize=bool(fields["stop"]),
+                        # An object per token costs 3 % of the CPU time of the bundled policy.
+                        flat_logprobs=True,
                         output_kind=params.RequestOutputKind.FINAL_ONLY,
                     ),
                     lora_request=held.adapter,
