@@ -62,7 +62,9 @@ def ours(model: str, sequences: int) -> Sample:
 
     def sample(asked: dict[str, Any]) -> int:
         if not made:
-            config = {"max_num_seqs": sequences, "max_model_len": asked["max_model_len"]}
+            # TRL leaves the precision to vLLM, which takes the checkpoint's.
+            config = {"max_num_seqs": sequences, "dtype": "bfloat16"}
+            config["max_model_len"] = asked["max_model_len"]
             made[0] = VLLMColocateGenerator(VLLMColocateConfig.model_validate(config))
             made[0].sync(
                 WeightUpdate(

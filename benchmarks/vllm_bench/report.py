@@ -88,7 +88,8 @@ def throughput_colocated(result: Path, page: Path = PAGE) -> None:
     lines = [
         *_table(("", "tokens/s", "wall, s", "CPU, s"), rows),
         "",
-        f"The same batches, {len(found['rounds'])} rounds, {found['machine']['cpu']}.",
+        f"The same batches, in bfloat16 and compiled, {len(found['rounds'])} rounds, "
+        f"{found['machine']['cpu']}.",
     ]
     text = _between(page.read_text("utf-8"), "vllm-throughput-colocate", "\n".join(lines))
     page.write_text(text, "utf-8")
