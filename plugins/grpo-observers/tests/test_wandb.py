@@ -106,9 +106,9 @@ def test_no_secret_and_nothing_of_the_machine_is_recorded(
     story = make_story()
     story.play(Wandb(WandbConfig(mode="offline")))
     (folder,) = folders(story.run_dir)
+    runs = [r.run for r in records(folder) if r.WhichOneof("record_type") == "run"]
     names = {path.name for path in (folder / "files").rglob("*")}
     assert not names & {"requirements.txt", "wandb-metadata.json", "output.log", "diff.patch"}
-    runs = [r.run for r in records(folder) if r.WhichOneof("record_type") == "run"]
     assert {run.host for run in runs} == {""}
     written = b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file())
     assert b"rollouts_per_step" in written
