@@ -17,7 +17,7 @@ Sample = Callable[[dict[str, Any]], int]
 """Samples what is asked for; the number of tokens, each with its log-prob."""
 
 
-def trl(model: str, sequences: int) -> Sample:
+def trl(model: str, sequences: int, first: dict[str, Any]) -> Sample:
     """TRL's `VLLMGeneration`, which its trainer calls with every prompt `group_size` times."""
     from accelerate import Accelerator
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,29 +25,27 @@ def trl(model: str, sequences: int) -> Sample:
         VLLMGeneration,
     )
 
-    made: dict[int, Any] = {}
+    generation = VLLMGeneration(
+        AutoModelForCausalLM.from_pretrained(model),
+        Accelerator(cpu=True),
+        AutoTokenizer.from_pretrained(model),
+        mode="colocate",
+        max_model_length=first["max_model_len"],
+        max_num_seqs=sequences,
+        max_completion_length=first["max_tokens"],
+        generation_kwargs={"ignore_eos": True},
+    )
 
     def sample(asked: dict[str, Any]) -> int:
-        if not made:
-            made[0] = VLLMGeneration(
-                AutoModelForCausalLM.from_pretrained(model),
-                Accelerator(cpu=True),
-                AutoTokenizer.from_pretrained(model),
-                mode="colocate",
-                max_model_length=asked["max_model_len"],
-                max_num_seqs=sequences,
-                max_completion_length=asked["max_tokens"],
-                generation_kwargs={"ignore_eos": True},
-            )
         prompts = [ids for ids in asked["prompts"] for _ in range(asked["group_size"])]
-        _, found, logprobs, _ = made[0].generate(prompts, None, asked["group_size"])
+        _, found, logprobs, _ = generation.generate(prompts, None, asked["group_size"])
         assert list(map(len, found)) == list(map(len, logprobs))
         return sum(map(len, found))
 
     return sample
 
 
-def ours(model: str, sequences: int) -> Sample:
+def ours(model: str, sequences: int, first: dict[str, Any]) -> Sample:
     """The generator `vllm-colocate`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -58,22 +56,23 @@ def ours(model: str, sequences: int) -> Sample:
     from grpo_generator_vllm_colocate import VLLMColocateConfig, VLLMColocateGenerator
 
     policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    made: dict[int, VLLMColocateGenerator] = {}
+    # TRL leaves the precision to vLLM, which takes the checkpoint's.
+    config = {
+        "max_num_seqs": sequences,
+        "max_model_len": first["max_model_len"],
+        "dtype": "bfloat16",
+    }
+    generator = VLLMColocateGenerator(VLLMColocateConfig.model_validate(config))
+    generator.sync(
+        WeightUpdate(
+            policy_version=0,
+            model=policy,
+            tokenizer=AutoTokenizer.from_pretrained(model),
+            named_tensors=lambda: named_tensors(policy),
+        )
+    )
 
     def sample(asked: dict[str, Any]) -> int:
-        if not made:
-            # TRL leaves the precision to vLLM, which takes the checkpoint's.
-            config = {"max_num_seqs": sequences, "dtype": "bfloat16"}
-            config["max_model_len"] = asked["max_model_len"]
-            made[0] = VLLMColocateGenerator(VLLMColocateConfig.model_validate(config))
-            made[0].sync(
-                WeightUpdate(
-                    policy_version=0,
-                    model=policy,
-                    tokenizer=AutoTokenizer.from_pretrained(model),
-                    named_tensors=lambda: named_tensors(policy),
-                )
-            )
         request = GenerateRequest(
             step=asked["number"],
             seed=0,
@@ -83,7 +82,7 @@ def ours(model: str, sequences: int) -> Sample:
             sampling=SamplingParams(max_tokens=asked["max_tokens"]),
             eos_token_ids=(),
         )
-        groups = made[0].generate(request)
+        groups = generator.generate(request)
         return sum(len(c.token_ids) for group in groups for c in group.completions_G)
 
     return sample
@@ -93,10 +92,14 @@ def main(side: str, model: str, sequences: str) -> None:
     """Answer requests until there are no more."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    sample = {"trl": trl, "ours": ours}[side](model, int(sequences))
+    make = {"trl": trl, "ours": ours}[side]
+    sample: Sample | None = None
     for line in sys.stdin:
+        asked = json.loads(line)
+        # The engine is as long as the batches are.
+        sample = sample or make(model, int(sequences), asked)
         cpu, wall = time.process_time(), time.perf_counter()
-        tokens = sample(json.loads(line))
+        tokens = sample(asked)
         spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         answers.write(json.dumps({**spent, "tokens": tokens}) + "\n")
         answers.flush()

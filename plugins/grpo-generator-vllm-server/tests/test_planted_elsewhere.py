@@ -180,6 +180,7 @@ def test_a_server_that_computes_otherwise(odd_engine, make_generator, load_polic
 def test_engines_that_do_not_answer(
     start_engine, make_generator, load_policy, client, monkeypatch
 ) -> None:
+    # As somebody else may have started it: here it would be refused at once.
     monkeypatch.setattr(launch, "REFUSED", {})
     with start_engine(args=("--data-parallel-size", "2")) as launched:
         assert len(client(launched).rpc("grpo_held", seconds=60)) == 1

@@ -31,12 +31,15 @@ POLL_SECONDS = 0.25
 STOP_SECONDS = 20.0
 """The supervisor gives the engine 10 of them to end by itself, and what clears up behind it 2."""
 
-OURS = (
-    *("--api-key", "--host", "--port", "--middleware", "--worker-extension-cls", "--model"),
-    *("--served-model-name", "--logprobs-mode", "--generation-config", "--uds", "--root-path"),
-)
 REFUSED = {
-    **dict.fromkeys(OURS, "grpo serve sets it. Use the option of that name where there is one"),
+    **dict.fromkeys(
+        (
+            *("--api-key", "--host", "--port", "--middleware", "--worker-extension-cls"),
+            *("--model", "--served-model-name", "--logprobs-mode", "--generation-config"),
+            *("--uds", "--root-path"),
+        ),
+        "grpo serve sets it. Use the option of that name where there is one",
+    ),
     "--ssl-certfile": "runs speak HTTP to what is started here. Put a TLS proxy before it",
     "--data-parallel-size": "vLLM asks only the first engine what it holds. Use replicas",
 }
@@ -77,8 +80,8 @@ class Plan:
         for given in s.args:
             name = given.partition("=")[0].replace("_", "-")
             # vLLM also takes the beginning of a name (`--hos 0.0.0.0`).
-            meant = [o for o in REFUSED if name.startswith("--") and o.startswith(name)]
-            if meant and name != "--":
+            meant = [option for option in REFUSED if option.startswith(name)]
+            if meant and len(name) > len("--"):
                 raise ConfigError(
                     f"generator.launch.args must not give {given}: {REFUSED[meant[0]]}"
                 )
